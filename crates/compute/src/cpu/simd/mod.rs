@@ -1,0 +1,175 @@
+//! Vectors of f32 on whatever instruction set the machine has, chosen once when the backend starts.
+//!
+//! A kernel is written once over [`Simd`] and compiled once for each instruction set: [`Simd::vectorize`] enters a
+//! function that carries the set's target features, and everything below it is inlined into that function. So every
+//! function that is generic over [`Simd`] must be `#[inline(always)]`, or it would be compiled without the features and
+//! call each instruction as a function.
+//!
+//! A value of an implementing type is the proof that the CPU has the instructions: it is made only by [`Level::new`].
+//!
+//! Deliberately absent: integer arithmetic, gathers, anything wider than what the kernels here need.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub(crate) mod math;
+mod portable;
+
+use portable::Portable;
+
+/// An instruction set for which the kernels are compiled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// What the compiler makes of four floats at a time; on every machine.
+    Portable,
+    /// x86-64 with AVX2 and FMA: eight floats.
+    Avx2,
+    /// x86-64 with AVX-512F: sixteen floats.
+    Avx512,
+}
+
+impl Isa {
+    /// Every instruction set, the fastest first.
+    pub const ALL: [Self; 3] = [Self::Avx512, Self::Avx2, Self::Portable];
+
+    /// Whether this machine can run it.
+    pub fn is_available(self) -> bool {
+        Level::new(self).is_some()
+    }
+
+    /// The fastest that this machine can run.
+    pub fn detect() -> Self {
+        Self::ALL.into_iter().find(|isa| isa.is_available()).unwrap_or(Self::Portable)
+    }
+
+    /// Its name in lower case, as the backend's name shows it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+}
+
+/// An instruction set that is known to be present.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Level {
+    Portable(Portable),
+    #[cfg(target_arch = "x86_64")]
+    Avx2(avx2::Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(avx512::Avx512),
+}
+
+impl Level {
+    /// The level of `isa`, or `None` where the CPU lacks it.
+    pub(crate) fn new(isa: Isa) -> Option<Self> {
+        match isa {
+            Isa::Portable => Some(Self::Portable(Portable)),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx2 => avx2::Avx2::detect().map(Self::Avx2),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512 => avx512::Avx512::detect().map(Self::Avx512),
+            #[cfg(not(target_arch = "x86_64"))]
+            Isa::Avx2 | Isa::Avx512 => None,
+        }
+    }
+
+    /// Runs a kernel with the instructions of this level.
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Self::Portable(simd) => simd.vectorize(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(simd) => simd.vectorize(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(simd) => simd.vectorize(kernel),
+        }
+    }
+
+    /// Floats in a vector.
+    pub(crate) fn lanes(self) -> usize {
+        match self {
+            Self::Portable(_) => Portable::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => avx2::Avx2::LANES,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => avx512::Avx512::LANES,
+        }
+    }
+}
+
+/// Code that runs on any instruction set. `run` must be `#[inline(always)]`, like all that it calls.
+pub(crate) trait Kernel {
+    type Output;
+
+    fn run<S: Simd>(self, simd: S) -> Self::Output;
+}
+
+/// Operations on a vector of f32.
+pub(crate) trait Simd: Copy + Send + Sync + 'static {
+    /// Floats in a vector.
+    const LANES: usize;
+
+    /// Rows of a register tile of two vectors a row, as many as leave registers for the operands.
+    const TILE_ROWS: usize;
+
+    type Vector: Copy;
+
+    /// Runs `kernel` in a function that is compiled for this instruction set.
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
+
+    fn splat(self, x: f32) -> Self::Vector;
+
+    /// The first [`Simd::LANES`] floats of `from`, which has at least as many.
+    fn load(self, from: &[f32]) -> Self::Vector;
+
+    /// Stores to the first [`Simd::LANES`] floats of `to`, which has at least as many.
+    fn store(self, x: Self::Vector, to: &mut [f32]);
+
+    /// Loads up to [`Simd::LANES`] floats, `rest` in the remaining lanes.
+    fn load_part(self, from: &[f32], rest: f32) -> Self::Vector;
+
+    /// Stores the first `to.len()` lanes, at most all of them.
+    fn store_part(self, x: Self::Vector, to: &mut [f32]);
+
+    /// Two vectors out of [`Simd::LANES`] words: of each word the lower half is a bf16 for the first, the upper half a
+    /// bf16 for the second.
+    fn load_pairs(self, from: &[u32]) -> [Self::Vector; 2];
+
+    /// Asks for the cache line at `address`, which need not be one that the program may read.
+    fn prefetch(self, address: *const u8);
+
+    fn add(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    fn sub(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    fn mul(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+    fn div(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+
+    /// `a * b + c`, fused where the set can.
+    fn mul_add(self, a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
+
+    /// The smaller; `b` where either is NaN.
+    fn min(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+
+    /// The larger; `b` where either is NaN.
+    fn max(self, a: Self::Vector, b: Self::Vector) -> Self::Vector;
+
+    /// `yes` where `a < b`, else `no`, which includes NaN.
+    fn select_less(self, a: Self::Vector, b: Self::Vector, yes: Self::Vector, no: Self::Vector) -> Self::Vector;
+
+    /// The nearest integers.
+    fn round(self, x: Self::Vector) -> Self::Vector;
+
+    /// `x * 2^n` for integral `n` in `-126..=127`.
+    fn scale_by_power_of_two(self, x: Self::Vector, n: Self::Vector) -> Self::Vector;
+
+    /// The sum of all lanes.
+    fn sum(self, x: Self::Vector) -> f32;
+
+    /// The largest lane.
+    fn max_lane(self, x: Self::Vector) -> f32;
+}
+
+#[cfg(test)]
+mod tests;

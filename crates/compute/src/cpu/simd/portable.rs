@@ -1,0 +1,134 @@
+//! Four floats at a time in plain Rust, for machines without a hand-written set: the compiler turns these loops into
+//! the vectors of the target's baseline (SSE2 on x86-64, NEON on aarch64).
+
+use super::{Kernel, Simd};
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Portable;
+
+const LANES: usize = 4;
+
+#[inline(always)]
+fn lanes(f: impl FnMut(usize) -> f32) -> [f32; LANES] {
+    std::array::from_fn(f)
+}
+
+impl Simd for Portable {
+    const LANES: usize = LANES;
+    // Eight accumulators, two operands and a broadcast fit the sixteen registers of SSE2; NEON has 32.
+    const TILE_ROWS: usize = if cfg!(target_arch = "aarch64") { 8 } else { 4 };
+
+    type Vector = [f32; LANES];
+
+    #[inline(always)]
+    fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
+        #[inline(never)]
+        fn enter<K: Kernel>(kernel: K) -> K::Output {
+            kernel.run(Portable)
+        }
+        enter(kernel)
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> [f32; LANES] {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32]) -> [f32; LANES] {
+        let from = &from[..LANES];
+        lanes(|i| from[i])
+    }
+
+    #[inline(always)]
+    fn store(self, x: [f32; LANES], to: &mut [f32]) {
+        to[..LANES].copy_from_slice(&x);
+    }
+
+    #[inline(always)]
+    fn load_part(self, from: &[f32], rest: f32) -> [f32; LANES] {
+        lanes(|i| from.get(i).copied().unwrap_or(rest))
+    }
+
+    #[inline(always)]
+    fn store_part(self, x: [f32; LANES], to: &mut [f32]) {
+        to.copy_from_slice(&x[..to.len()]);
+    }
+
+    #[inline(always)]
+    fn load_pairs(self, from: &[u32]) -> [[f32; LANES]; 2] {
+        let from = &from[..LANES];
+        [lanes(|i| f32::from_bits(from[i] << 16)), lanes(|i| f32::from_bits(from[i] & 0xffff_0000))]
+    }
+
+    #[inline(always)]
+    fn prefetch(self, _address: *const u8) {}
+
+    #[inline(always)]
+    fn add(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        lanes(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn sub(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        lanes(|i| a[i] - b[i])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        lanes(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn div(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        lanes(|i| a[i] / b[i])
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: [f32; LANES], b: [f32; LANES], c: [f32; LANES]) -> [f32; LANES] {
+        // Without the instruction, `f32::mul_add` is a call into libm for every float.
+        if cfg!(any(target_arch = "aarch64", target_feature = "fma")) {
+            lanes(|i| a[i].mul_add(b[i], c[i]))
+        } else {
+            lanes(|i| a[i] * b[i] + c[i])
+        }
+    }
+
+    #[inline(always)]
+    fn min(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        lanes(|i| if a[i] < b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn max(self, a: [f32; LANES], b: [f32; LANES]) -> [f32; LANES] {
+        lanes(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn select_less(self, a: [f32; LANES], b: [f32; LANES], yes: [f32; LANES], no: [f32; LANES]) -> [f32; LANES] {
+        lanes(|i| if a[i] < b[i] { yes[i] } else { no[i] })
+    }
+
+    #[inline(always)]
+    fn round(self, x: [f32; LANES]) -> [f32; LANES] {
+        // Adding and taking away 1.5 * 2^23 leaves no bit below the units, for |x| < 2^22; `f32::round` is a call into
+        // libm on baseline x86-64.
+        const SHIFT: f32 = 12_582_912.0;
+        lanes(|i| (x[i] + SHIFT) - SHIFT)
+    }
+
+    #[inline(always)]
+    fn scale_by_power_of_two(self, x: [f32; LANES], n: [f32; LANES]) -> [f32; LANES] {
+        lanes(|i| x[i] * f32::from_bits(((n[i] as i32 + 127) as u32) << 23))
+    }
+
+    #[inline(always)]
+    fn sum(self, x: [f32; LANES]) -> f32 {
+        (x[0] + x[2]) + (x[1] + x[3])
+    }
+
+    #[inline(always)]
+    fn max_lane(self, x: [f32; LANES]) -> f32 {
+        x.into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
+    }
+}

@@ -1,0 +1,91 @@
+//! The two seams: embed texts, score candidates.
+
+use futures::future::BoxFuture;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// Why the engine did not answer. `Overloaded` and `ShuttingDown` are worth another try, later or elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum EngineError {
+    /// The request itself can not be answered; the message says why, `field` and `index` where.
+    #[error("{message}")]
+    Invalid {
+        /// Name of the offending field, as in the API: `dimensions`, `candidates`.
+        field: &'static str,
+        /// Position of the item or candidate at fault; `None` when it is not one of many.
+        index: Option<usize>,
+        /// What is wrong with it and what would be right.
+        message: String,
+    },
+    /// The queue is full.
+    #[error("the queue is full; try again in {retry_after_s} s")]
+    Overloaded {
+        /// When to try again, in seconds.
+        retry_after_s: u64,
+    },
+    /// The process is shutting down.
+    #[error("the service is shutting down")]
+    ShuttingDown,
+    /// The model or its device failed on this input: a non-finite output, a device error.
+    #[error("{0}")]
+    Model(String),
+}
+
+/// One text to embed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EmbedItem {
+    /// The text; never empty.
+    pub text: String,
+    /// A task description for queries, wrapped around the text the way the model expects.
+    pub instruction: Option<Arc<str>>,
+    /// Matryoshka: keep this many leading components, then normalize. `None` keeps all.
+    pub dimensions: Option<usize>,
+}
+
+/// One embedded text.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Embedding {
+    /// Unit length, finite.
+    pub vector: Arc<[f32]>,
+    /// Whether the vector came from the cache. A request that waited for an identical one in flight reports `false`.
+    pub cache_hit: bool,
+}
+
+/// What a retriever is, for people and for validation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RetrieverInfo {
+    /// Name of the model.
+    pub model: String,
+    /// Floats in a full vector.
+    pub dimensions: usize,
+    /// Tokens beyond which a text is truncated.
+    pub window_tokens: usize,
+}
+
+/// What a reranker is, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RerankerInfo {
+    /// Name of the model.
+    pub model: String,
+    /// Tokens beyond which a pair is truncated.
+    pub window_tokens: usize,
+}
+
+/// Turns texts into vectors.
+pub trait Retriever: Send + Sync + 'static {
+    /// What this retriever is.
+    fn info(&self) -> &RetrieverInfo;
+
+    /// Embeds `items`, in order. Dropping the future gives up the work that has not started.
+    fn embed(&self, items: Vec<EmbedItem>) -> BoxFuture<'_, Result<Vec<Embedding>, EngineError>>;
+}
+
+/// Scores candidates against a source.
+pub trait Reranker: Send + Sync + 'static {
+    /// What this reranker is.
+    fn info(&self) -> &RerankerInfo;
+
+    /// The score of each candidate, in order: `sigmoid(logit)`, in 0..=1. Dropping the future gives up the work that
+    /// has not started.
+    fn score(&self, source: String, candidates: Vec<String>) -> BoxFuture<'_, Result<Vec<f32>, EngineError>>;
+}

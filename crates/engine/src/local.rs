@@ -1,0 +1,205 @@
+//! The two contracts, answered by models on this machine's replicas.
+
+use crate::{
+    EmbedItem, Embedding, EngineError, Reranker, RerankerInfo, Retriever, RetrieverInfo, Role,
+    queue::{Job, Queue},
+};
+use futures::{FutureExt, future::BoxFuture};
+use nexus_models::{EncodeError, TextTokenizer};
+use std::sync::Arc;
+use tokio::sync::{Semaphore, oneshot};
+
+/// A [`Retriever`] whose model runs on the replicas behind a queue.
+#[derive(Debug)]
+pub(crate) struct LocalRetriever {
+    pub(crate) info: RetrieverInfo,
+    pub(crate) instruct: fn(&str, &str) -> String,
+    pub(crate) tokens: Tokens,
+}
+
+impl Retriever for LocalRetriever {
+    fn info(&self) -> &RetrieverInfo {
+        &self.info
+    }
+
+    fn embed(&self, items: Vec<EmbedItem>) -> BoxFuture<'_, Result<Vec<Embedding>, EngineError>> {
+        async move {
+            let lengths = items
+                .iter()
+                .enumerate()
+                .map(|(at, item)| kept_dimensions(at, item.dimensions, self.info.dimensions))
+                .collect::<Result<Vec<_>, _>>()?;
+            let (tokenizer, instruct) = (self.tokens.tokenizer.clone(), self.instruct);
+            let encode = move |(at, item): (usize, &EmbedItem)| {
+                match &item.instruction {
+                    Some(instruction) => tokenizer.encode(&instruct(instruction, &item.text)),
+                    None => tokenizer.encode(&item.text),
+                }
+                .map_err(|e| encode_error("text", Some(at), &e))
+            };
+            let sequences =
+                self.tokens.work(move || items.iter().enumerate().map(encode).collect::<Result<Vec<_>, _>>()).await??;
+            let rows = run(&self.tokens.queue, Role::Retriever, sequences).await?;
+            let vector = |(at, (row, length))| {
+                // The model has nothing to say about the text: so it is with a text of end tokens only, where training
+                // left their embedding at zero.
+                unit_vector(row, length).ok_or_else(|| EngineError::Invalid {
+                    field: "text",
+                    index: Some(at),
+                    message: "The model gives this text no direction: its vector is zero".into(),
+                })
+            };
+            rows.into_iter().zip(lengths).enumerate().map(vector).collect()
+        }
+        .boxed()
+    }
+}
+
+/// A [`Reranker`] whose model runs on the replicas behind a queue.
+#[derive(Debug)]
+pub(crate) struct LocalReranker {
+    pub(crate) info: RerankerInfo,
+    pub(crate) tokens: Tokens,
+}
+
+impl Reranker for LocalReranker {
+    fn info(&self) -> &RerankerInfo {
+        &self.info
+    }
+
+    fn score(&self, source: String, candidates: Vec<String>) -> BoxFuture<'_, Result<Vec<f32>, EngineError>> {
+        async move {
+            let tokenizer = self.tokens.tokenizer.clone();
+            let encode = move || {
+                // A source that can not be encoded is at fault itself, not the first candidate.
+                tokenizer.encode(&source).map_err(|e| encode_error("source_text", None, &e))?;
+                let pair = |(at, candidate): (usize, &String)| {
+                    tokenizer.encode_pair(&source, candidate).map_err(|e| encode_error("candidates", Some(at), &e))
+                };
+                candidates.iter().enumerate().map(pair).collect::<Result<Vec<_>, _>>()
+            };
+            let sequences = self.tokens.work(encode).await??;
+            let rows = run(&self.tokens.queue, Role::Reranker, sequences).await?;
+            Ok(rows.into_iter().map(|row| sigmoid(row[0])).collect())
+        }
+        .boxed()
+    }
+}
+
+/// A tokenizer, and the queue that its tokens go to.
+#[derive(Debug)]
+pub(crate) struct Tokens {
+    tokenizer: Arc<TextTokenizer>,
+    queue: Arc<Queue>,
+    /// Texts are tokenized by at most as many threads as there are cores: more would only take them from the model.
+    permits: Arc<Semaphore>,
+}
+
+impl Tokens {
+    pub(crate) fn new(tokenizer: TextTokenizer, queue: Arc<Queue>) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self { tokenizer: Arc::new(tokenizer), queue, permits: Arc::new(Semaphore::new(cores)) }
+    }
+
+    /// Runs `encode` on a thread that may block: a long text would hold up every other request otherwise. Refused at
+    /// once when the queue would not take the tokens anyway.
+    async fn work<T: Send + 'static>(&self, encode: impl FnOnce() -> T + Send + 'static) -> Result<T, EngineError> {
+        let permit = self.permits.clone().acquire_owned().await.map_err(|_| EngineError::ShuttingDown)?;
+        self.queue.check()?;
+        let work = move || {
+            let result = encode();
+            // Held by the work, which goes on when its caller goes away.
+            drop(permit);
+            result
+        };
+        tokio::task::spawn_blocking(work).await.map_err(|e| EngineError::Model(format!("tokenization stopped: {e}")))
+    }
+}
+
+/// Queues one job a sequence and waits for all rows, in order.
+async fn run(queue: &Queue, role: Role, sequences: Vec<Vec<u32>>) -> Result<Vec<Vec<f32>>, EngineError> {
+    let (jobs, replies): (Vec<_>, Vec<_>) = sequences
+        .into_iter()
+        .map(|tokens| {
+            let (reply, receiver) = oneshot::channel();
+            (Job { tokens, reply }, receiver)
+        })
+        .unzip();
+    queue.push(role, jobs)?;
+    let mut rows = Vec::with_capacity(replies.len());
+    for reply in replies {
+        // A replica that ends drops its jobs' senders.
+        rows.push(reply.await.map_err(|_| EngineError::ShuttingDown)??);
+    }
+    Ok(rows)
+}
+
+fn encode_error(field: &'static str, index: Option<usize>, error: &EncodeError) -> EngineError {
+    let message = error.to_string();
+    match error {
+        EncodeError::UnknownSpecial { .. } | EncodeError::NoTokens => EngineError::Invalid { field, index, message },
+        EncodeError::Failed(_) => EngineError::Model(message),
+    }
+}
+
+fn kept_dimensions(index: usize, asked: Option<usize>, all: usize) -> Result<usize, EngineError> {
+    match asked {
+        None => Ok(all),
+        Some(n) if (1..=all).contains(&n) => Ok(n),
+        Some(_) => Err(EngineError::Invalid {
+            field: "dimensions",
+            index: Some(index),
+            message: format!("Input should be between 1 and {all}, the dimensions of this model"),
+        }),
+    }
+}
+
+/// The first `length` components, scaled to length 1 (Matryoshka: Kusupati et al. 2022,
+/// <https://arxiv.org/abs/2205.13147>). `None` where they are all zero.
+fn unit_vector(mut row: Vec<f32>, length: usize) -> Option<Embedding> {
+    row.truncate(length);
+    // In f64, squares of f32 can neither overflow nor vanish.
+    let norm = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+    if norm == 0.0 {
+        return None;
+    }
+    let vector: Arc<[f32]> = row.iter().map(|&x| (f64::from(x) / norm) as f32).collect();
+    Some(Embedding { vector, cache_hit: false })
+}
+
+/// `1 / (1 + exp(-x))`, without overflow on either side.
+fn sigmoid(logit: f32) -> f32 {
+    (1.0 / (1.0 + (-f64::from(logit)).exp())) as f32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn truncates_then_normalizes() {
+        let vector = unit_vector(vec![3.0, 4.0, 100.0], 2).unwrap().vector;
+        assert_eq!(*vector, [0.6, 0.8]);
+        let tiny = unit_vector(vec![1e-30, 0.0], 2).unwrap().vector;
+        assert_eq!(*tiny, [1.0, 0.0]);
+        assert_eq!(unit_vector(vec![0.0, 0.0, 1.0], 2), None);
+    }
+
+    #[test]
+    fn refuses_dimensions_that_the_model_does_not_have() {
+        assert_eq!(kept_dimensions(0, None, 8), Ok(8));
+        assert_eq!(kept_dimensions(0, Some(8), 8), Ok(8));
+        for asked in [0, 9] {
+            let refused = kept_dimensions(3, Some(asked), 8);
+            assert!(matches!(refused, Err(EngineError::Invalid { field: "dimensions", index: Some(3), .. })));
+        }
+    }
+
+    #[test]
+    fn sigmoid_is_exact_at_the_ends() {
+        assert_eq!(sigmoid(0.0), 0.5);
+        assert_eq!(sigmoid(200.0), 1.0);
+        assert_eq!(sigmoid(-1000.0), 0.0);
+        assert!((sigmoid(-2.0) + sigmoid(2.0) - 1.0).abs() < 1e-7);
+    }
+}

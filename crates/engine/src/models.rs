@@ -1,0 +1,26 @@
+//! Both models of a process, ready or on the way.
+
+use crate::{ModelStatus, Reranker, Retriever, Role, Slot};
+
+/// The two models that a process serves. Shared between the loader, which fills the slots, and whoever answers requests.
+#[derive(Debug, Default)]
+pub struct Models {
+    /// The embedder.
+    pub retriever: Slot<dyn Retriever>,
+    /// The cross-encoder.
+    pub reranker: Slot<dyn Reranker>,
+    /// Where the embedder comes from, for people: `built-in`, a folder.
+    pub retriever_source: String,
+    /// Where the cross-encoder comes from, for people.
+    pub reranker_source: String,
+}
+
+impl Models {
+    /// Where both models stand, the embedder first.
+    pub fn status(&self) -> [ModelStatus; 2] {
+        [
+            ModelStatus { role: Role::Retriever, source: self.retriever_source.clone(), state: self.retriever.state() },
+            ModelStatus { role: Role::Reranker, source: self.reranker_source.clone(), state: self.reranker.state() },
+        ]
+    }
+}

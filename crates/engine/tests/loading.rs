@@ -1,0 +1,137 @@
+//! An engine over real (tiny) models on the reference backend: loading in the background, and what it answers.
+
+use futures::{FutureExt, future::BoxFuture};
+use nexus_compute::reference::Reference;
+use nexus_engine::{EmbedItem, Engine, EngineError, EngineOptions, ModelSource, ModelState, OpenedModel, Role};
+use nexus_models::ModelFiles;
+use nexus_storage::NoCache;
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tempfile::TempDir;
+
+const OPTIONS: EngineOptions =
+    EngineOptions { batch_tokens_max: 64, queue_tokens_max: 10_000, text_tokens_max: 32, numeric_format: "f32" };
+
+/// A golden model beside a tokenizer cut to its vocabulary.
+fn model(case: &str, tokenizer: &str) -> TempDir {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden");
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden.join(case).join(name), folder.path().join(name)).unwrap();
+    }
+    let read = |path: PathBuf| -> serde_json::Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
+    let rows = read(folder.path().join("config.json"))["vocab_size"].as_u64().unwrap();
+    let mut json = read(golden.join(format!("tokenizers/{tokenizer}.tokenizer.json")));
+    json["model"]["merges"] = serde_json::json!([]);
+    json["model"]["vocab"].as_object_mut().unwrap().retain(|_, id| id.as_u64().unwrap() < rows);
+    std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+    folder
+}
+
+fn source(folder: PathBuf) -> ModelSource {
+    ModelSource {
+        name: folder.display().to_string(),
+        open: Box::new(move |_| {
+            Ok(OpenedModel { files: ModelFiles::open(&folder)?, model_digest: [1; 32], tokenizer_digest: [2; 32] })
+        }),
+    }
+}
+
+fn start(retriever: ModelSource, reranker: ModelSource) -> Engine {
+    Engine::start(Arc::new(Reference), OPTIONS, Arc::new(NoCache::new()), retriever, reranker).unwrap()
+}
+
+fn wait(engine: &Engine, role: Role) -> ModelState {
+    let started = Instant::now();
+    loop {
+        let status = engine.models().status().into_iter().find(|s| s.role == role).unwrap();
+        match status.state {
+            ModelState::Loading { .. } if started.elapsed() < Duration::from_secs(60) => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            state => return state,
+        }
+    }
+}
+
+fn item(text: &str) -> EmbedItem {
+    EmbedItem { text: text.into(), instruction: None, dimensions: None }
+}
+
+#[tokio::test]
+async fn embeds_and_scores_alone_as_in_a_batch() {
+    let (embedder, reranker) = (model("qwen3-gqa-f32", "qwen"), model("modernbert-cls-w16-f32", "modernbert"));
+    let engine = start(source(embedder.path().into()), source(reranker.path().into()));
+    assert_eq!(wait(&engine, Role::Retriever), ModelState::Ready);
+    assert_eq!(wait(&engine, Role::Reranker), ModelState::Ready);
+    let retriever = engine.models().retriever.get().unwrap();
+    let reranker = engine.models().reranker.get().unwrap();
+
+    let long = "keys ".repeat(100);
+    let texts = ["MFA", "Rotate access keys", "a", &long];
+    let together = retriever.embed(texts.map(item).into()).await.unwrap();
+    for (text, embedding) in texts.iter().zip(&together) {
+        let alone = &retriever.embed(vec![item(text)]).await.unwrap()[0];
+        assert_eq!(alone.vector.len(), retriever.info().dimensions);
+        let norm: f32 = alone.vector.iter().map(|x| x * x).sum();
+        assert!((norm - 1.0).abs() < 1e-5);
+        for (a, b) in alone.vector.iter().zip(embedding.vector.iter()) {
+            assert!((a - b).abs() < 1e-5, "{text}");
+        }
+    }
+    assert!(retriever.embed(vec![]).await.unwrap().is_empty());
+
+    let candidates = texts.map(String::from);
+    let scores = reranker.score("MFA".into(), candidates.clone().into()).await.unwrap();
+    for (candidate, score) in candidates.into_iter().zip(&scores) {
+        let alone = reranker.score("MFA".into(), vec![candidate]).await.unwrap();
+        assert!((alone[0] - score).abs() < 1e-4 && (0.0..=1.0).contains(score));
+    }
+}
+
+#[tokio::test]
+async fn asks_for_what_the_model_has() {
+    let embedder = model("qwen3-gqa-f32", "qwen");
+    let engine = start(source(embedder.path().into()), source("/nowhere".into()));
+    assert_eq!(wait(&engine, Role::Retriever), ModelState::Ready);
+    let retriever = engine.models().retriever.get().unwrap();
+    let with = |dimensions| vec![EmbedItem { dimensions: Some(dimensions), ..item("MFA") }];
+    assert_eq!(retriever.embed(with(8)).await.unwrap()[0].vector.len(), 8);
+    let refused = retriever.embed(with(100_000)).await.unwrap_err();
+    assert!(matches!(refused, EngineError::Invalid { field: "dimensions", .. }), "{refused:?}");
+
+    // An instruction is part of what is read.
+    let instructed = vec![EmbedItem { instruction: Some("find".into()), ..item("MFA") }];
+    let (plain, instructed): (BoxFuture<'_, _>, _) =
+        (retriever.embed(vec![item("MFA")]).boxed(), retriever.embed(instructed));
+    assert_ne!(plain.await.unwrap()[0].vector, instructed.await.unwrap()[0].vector);
+}
+
+#[test]
+fn one_model_that_fails_leaves_the_other() {
+    let embedder = model("qwen3-gqa-f32", "qwen");
+    let panics = ModelSource { name: "panics".into(), open: Box::new(|_| panic!("deliberate")) };
+    let engine = start(source(embedder.path().into()), panics);
+    assert_eq!(wait(&engine, Role::Retriever), ModelState::Ready);
+    let ModelState::Failed { reason } = wait(&engine, Role::Reranker) else { panic!("it loaded") };
+    assert!(reason.contains("panicked"), "{reason}");
+
+    let engine = start(source("/nowhere/at/all".into()), source(embedder.path().into()));
+    let ModelState::Failed { reason } = wait(&engine, Role::Retriever) else { panic!("it loaded") };
+    assert!(reason.contains("/nowhere/at/all"), "{reason}");
+    let ModelState::Failed { reason } = wait(&engine, Role::Reranker) else { panic!("it loaded") };
+    assert!(reason.contains("model_type is qwen3; supported: modernbert"), "{reason}");
+}
+
+#[tokio::test]
+async fn closing_refuses_new_work() {
+    let embedder = model("qwen3-gqa-f32", "qwen");
+    let engine = start(source(embedder.path().into()), source("/nowhere".into()));
+    assert_eq!(wait(&engine, Role::Retriever), ModelState::Ready);
+    let retriever = engine.models().retriever.get().unwrap();
+    engine.close();
+    assert_eq!(retriever.embed(vec![item("late")]).await, Err(EngineError::ShuttingDown));
+}

@@ -1,0 +1,92 @@
+//! `nexus serve`: bind, start loading, answer, and end in order.
+
+use super::{Failure, ServeArgs};
+use crate::http::{self, App, Budget, Limits, server};
+use crate::settings::{HttpSettings, ModelSource};
+use crate::shutdown::{Lifecycle, Signals};
+use crate::{telemetry, wiring};
+use nexus_storage::CacheStats;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::time::Instant;
+
+pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
+    args.settings.check().and_then(|()| args.http.check()).map_err(Failure::Usage)?;
+    telemetry::start(args.settings.log.log_level.filter());
+    let runtime = super::runtime()?;
+    let result = runtime.block_on(serve(args));
+    // Work that can not be interrupted, such as the parsing of a large body, has no one left to answer to.
+    runtime.shutdown_background();
+    result
+}
+
+async fn serve(args: &ServeArgs) -> Result<(), Failure> {
+    let ServeArgs { http, settings } = args;
+    let mut signals = Signals::register().map_err(|error| Failure::Run(format!("can not watch signals: {error}")))?;
+    // The port comes first: /health answers while models load, and a taken port is known before any work is done.
+    let listener = bind(http).await?;
+    if settings.models.source() == ModelSource::BuiltIn {
+        tracing::info!("MODEL_BUCKET is unset: serving the small built-in models");
+    }
+    let running = wiring::start(settings).map_err(|error| Failure::Run(error.to_string()))?;
+
+    let lifecycle = Lifecycle::default();
+    let app = App {
+        models: Arc::clone(&running.models),
+        lifecycle: lifecycle.clone(),
+        limits: Limits::from(http),
+        bodies: Budget::new(http.bodies_bytes_max.as_usize()),
+    };
+    announce(&listener)?;
+
+    let shutdown_timeout = http.shutdown_timeout();
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let serving = async {
+        let stopped = async {
+            let _ = stopped.await;
+        };
+        let router = http::router(Arc::new(app));
+        let deadline = server::serve(listener, router, lifecycle, stopped, shutdown_timeout).await;
+        finish(&running, deadline).await;
+    };
+    let signalled = async {
+        let name = signals.next().await;
+        tracing::info!(signal = name, "stopping; a second signal stops at once");
+        let _ = stop.send(());
+        signals.next().await;
+        Failure::Interrupted
+    };
+    tokio::select! {
+        () = serving => {
+            tracing::info!("stopped");
+            Ok(())
+        }
+        failure = signalled => Err(failure),
+    }
+}
+
+async fn bind(http: &HttpSettings) -> Result<TcpListener, Failure> {
+    let HttpSettings { host, port, .. } = http;
+    // An IPv6 address may come in brackets, as in a URL.
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    TcpListener::bind((bare, *port)).await.map_err(|error| {
+        let setting = if error.kind() == std::io::ErrorKind::AddrInUse { "NEXUS_PORT" } else { "NEXUS_HOST" };
+        Failure::Run(format!("can not listen on {host}:{port}: {error}; {setting} sets another"))
+    })
+}
+
+/// On standard output, for people and for programs that asked for any free port.
+fn announce(listener: &TcpListener) -> Result<(), Failure> {
+    let address = listener.local_addr().map_err(|error| Failure::Run(format!("the socket has no address: {error}")))?;
+    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
+    super::print(&format!("listening on http://{address}\n"))
+}
+
+/// Ends the engine and writes out the cache.
+async fn finish(running: &wiring::Running, deadline: Instant) {
+    if tokio::time::timeout_at(deadline, running.shutdown()).await.is_err() {
+        tracing::warn!("the cache was not written in time");
+    }
+    let CacheStats { hits, misses, damaged, dropped, .. } = running.cache.stats();
+    tracing::info!(hits, misses, damaged, dropped, "the cache, since the start");
+}

@@ -1,0 +1,118 @@
+//! `/health`: the process listens. `/ready`: it does its job.
+
+use super::App;
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use nexus_engine::{ModelState, ModelStatus};
+use serde::Serialize;
+use std::sync::Arc;
+use utoipa::ToSchema;
+
+/// The process listens.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Health {
+    /// Always `ok`.
+    #[schema(example = "ok")]
+    status: &'static str,
+}
+
+/// Whether all endpoints answer, and if not, what is missing.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct Readiness {
+    /// `loading`, `ready`, `failed` or `stopping`.
+    #[schema(example = "ready")]
+    status: &'static str,
+    /// Both models, the retriever first.
+    models: Vec<ModelReadiness>,
+}
+
+/// Where one model stands.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ModelReadiness {
+    /// `retriever` or `reranker`.
+    #[schema(example = "retriever")]
+    role: &'static str,
+    /// Where the model comes from: `built-in embedder` and `built-in reranker`, or a folder.
+    #[schema(example = "built-in embedder")]
+    source: String,
+    /// `loading`, `ready` or `failed`.
+    #[schema(example = "ready")]
+    status: &'static str,
+    /// What is being done, while it loads.
+    #[schema(example = "reading weights")]
+    stage: Option<&'static str>,
+    /// How far, while it loads and that is known.
+    bytes_done: Option<u64>,
+    /// Out of how many, while it loads and that is known.
+    bytes_total: Option<u64>,
+    /// What went wrong, when it failed.
+    detail: Option<String>,
+}
+
+impl From<ModelStatus> for ModelReadiness {
+    fn from(ModelStatus { role, source, state }: ModelStatus) -> Self {
+        let blank = Self {
+            role: role.name(),
+            source,
+            status: "ready",
+            stage: None,
+            bytes_done: None,
+            bytes_total: None,
+            detail: None,
+        };
+        match state {
+            ModelState::Ready => blank,
+            ModelState::Failed { reason } => Self { status: "failed", detail: Some(reason), ..blank },
+            ModelState::Loading { stage, bytes_done, bytes_total } => {
+                let known = bytes_total > 0;
+                Self {
+                    status: "loading",
+                    stage: Some(stage),
+                    bytes_done: known.then_some(bytes_done),
+                    bytes_total: known.then_some(bytes_total),
+                    ..blank
+                }
+            }
+        }
+    }
+}
+
+/// Liveness: 200 as soon as the process listens, whether models are there or not.
+#[utoipa::path(
+    get,
+    path = "/health",
+    tag = "service",
+    operation_id = "health",
+    responses((status = 200, description = "The process listens.", body = Health)),
+)]
+pub(super) async fn health() -> Json<Health> {
+    Json(Health { status: "ok" })
+}
+
+/// Readiness: 200 when both models are loaded; until then 503 with what is loading and how far, and 503 with the reason
+/// when loading failed. 503, too, from the moment when the process was told to stop.
+#[utoipa::path(
+    get,
+    path = "/ready",
+    tag = "service",
+    operation_id = "ready",
+    responses(
+        (status = 200, description = "All endpoints answer.", body = Readiness),
+        (status = 503, description = "Models are loading, or failed to load, or the process is stopping.", body = Readiness),
+    ),
+)]
+pub(super) async fn ready(State(app): State<Arc<App>>) -> (StatusCode, Json<Readiness>) {
+    let models: Vec<ModelReadiness> = app.models.status().into_iter().map(ModelReadiness::from).collect();
+    let status = if app.lifecycle.is_stopping() {
+        "stopping"
+    } else if models.iter().any(|model| model.status == "failed") {
+        "failed"
+    } else if models.iter().any(|model| model.status == "loading") {
+        "loading"
+    } else {
+        "ready"
+    };
+    let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    (code, Json(Readiness { status, models }))
+}

@@ -1,0 +1,97 @@
+//! The HTTP interface: one file for each endpoint, and what all of them share.
+//!
+//! Handlers read a body, check it, call the engine or `nexus-vectors`, and write the answer; nothing is computed here.
+//!
+//! Deliberately absent: TLS, authentication, compression, metrics.
+
+mod body;
+mod budget;
+mod docs;
+mod embed;
+mod error;
+mod health;
+mod observe;
+mod openapi;
+mod rerank;
+mod retrieve;
+pub mod server;
+mod validate;
+
+#[cfg(test)]
+mod tests;
+
+pub use budget::Budget;
+pub use openapi::document as openapi_document;
+
+use crate::settings::HttpSettings;
+use crate::shutdown::Lifecycle;
+use axum::http::StatusCode;
+use axum::routing::{get, post};
+use axum::{Router, middleware};
+use error::ApiError;
+use nexus_engine::{Models, Reranker, Retriever, Role};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What handlers need.
+#[derive(Debug)]
+pub struct App {
+    /// The models, ready or on the way.
+    pub models: Arc<Models>,
+    /// Whether the end is near.
+    pub lifecycle: Lifecycle,
+    /// What a request may ask for.
+    pub limits: Limits,
+    /// The memory for bodies that are being read.
+    pub bodies: Budget,
+}
+
+/// What a request may ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes in the body of a retrieve request.
+    pub body_bytes_max: usize,
+    /// Bytes in any other body.
+    pub text_body_bytes_max: usize,
+    /// Items of a batch, candidates of a rerank.
+    pub batch_items_max: usize,
+    /// Time for one request.
+    pub request_timeout: Duration,
+}
+
+impl From<&HttpSettings> for Limits {
+    fn from(settings: &HttpSettings) -> Self {
+        Self {
+            body_bytes_max: settings.body_bytes_max.as_usize(),
+            text_body_bytes_max: settings.text_body_bytes_max.as_usize(),
+            batch_items_max: settings.batch_items_max.get(),
+            request_timeout: settings.request_timeout(),
+        }
+    }
+}
+
+impl App {
+    fn retriever(&self) -> Result<Arc<dyn Retriever>, ApiError> {
+        self.models.retriever.get().map_err(|state| ApiError::not_ready(Role::Retriever, state))
+    }
+
+    fn reranker(&self) -> Result<Arc<dyn Reranker>, ApiError> {
+        self.models.reranker.get().map_err(|state| ApiError::not_ready(Role::Reranker, state))
+    }
+}
+
+/// All endpoints.
+pub fn router(app: Arc<App>) -> Router {
+    Router::new()
+        .route("/health", get(health::health))
+        .route("/ready", get(health::ready))
+        .route("/api/v1/embed", post(embed::single))
+        .route("/api/v1/embed/batch", post(embed::batch))
+        .route("/api/v1/retrieve", post(retrieve::retrieve))
+        .route("/api/v1/rerank", post(rerank::rerank))
+        .merge(docs::routes())
+        .fallback(async || ApiError::refused(StatusCode::NOT_FOUND, "Not Found"))
+        .method_not_allowed_fallback(async || ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::observe))
+        .with_state(app)
+}

@@ -1,0 +1,18 @@
+//! The binary `nexus`: configuration, wiring, HTTP, command line, telemetry, shutdown.
+//!
+//! This is the only crate that knows HTTP, JSON schemas, environment variables and concrete types: it reads settings,
+//! builds models and cache from them (`wiring`), and puts endpoints in front.
+//!
+//! It is a library so that its parts can be tested in process; nothing outside this repository should depend on it.
+//!
+//! Deliberately absent: anything that computes (crates `nexus-engine`, `nexus-vectors`) or keeps (`nexus-storage`).
+
+#![forbid(unsafe_code)]
+
+mod builtin;
+pub mod cli;
+pub mod http;
+pub mod settings;
+pub mod shutdown;
+pub mod telemetry;
+pub mod wiring;

@@ -1,0 +1,24 @@
+//! `nexus`, the process: the only place that knows exit statuses.
+
+#![forbid(unsafe_code)]
+
+use nexus::cli::{self, Failure};
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match cli::run(std::env::args_os()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            let (message, status) = match failure {
+                Failure::Usage(message) => (Some(message), 2),
+                Failure::Run(message) => (Some(message), 1),
+                // 128 + SIGINT, as shells report it.
+                Failure::Interrupted => (None, 130),
+            };
+            if let Some(message) = message {
+                eprintln!("nexus: {message}");
+            }
+            ExitCode::from(status)
+        }
+    }
+}

@@ -1,0 +1,224 @@
+//! What can be configured. Each setting is declared once, here: the declaration gives its flag, its environment
+//! variable, its help, its default, how it is checked, and its row in the README.
+//!
+//! A flag wins over its variable. A variable set to the empty string counts as unset, as container definitions have no
+//! other way to unset one. Names end with the unit.
+//!
+//! Deliberately absent: configuration files, and any reading of the environment elsewhere in the project.
+
+mod values;
+
+pub use values::{Bytes, CacheKind, Device, LogLevel, ModelSource, Toggle};
+
+use clap::Args;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What any command that runs models needs.
+#[derive(Args, Clone, Debug)]
+pub struct Settings {
+    /// Where the models come from.
+    #[command(flatten)]
+    pub models: ModelSettings,
+    /// How they are run.
+    #[command(flatten)]
+    pub engine: EngineSettings,
+    /// Where embeddings are kept.
+    #[command(flatten)]
+    pub cache: CacheSettings,
+    /// How much is logged.
+    #[command(flatten)]
+    pub log: LogSettings,
+}
+
+/// Where the models come from.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Models")]
+pub struct ModelSettings {
+    /// Where model folders are: a local folder (starts with `/`, `./`, `../` or `file://`) or a bucket's name; unset, the
+    /// built-in models serve
+    #[arg(long, env = "MODEL_BUCKET", value_name = "PLACE", value_parser = values::non_empty)]
+    pub model_bucket: Option<String>,
+
+    /// Folder of the embedding model, under `MODEL_BUCKET`
+    #[arg(long, env = "RETRIEVER_MODEL_PATH", value_name = "PATH", default_value = "models/qwen-embedding-8b/", value_parser = values::non_empty)]
+    pub retriever_model_path: String,
+
+    /// Folder of the reranking model, under `MODEL_BUCKET`
+    #[arg(long, env = "RERANKER_MODEL_PATH", value_name = "PATH", default_value = "models/modernbert-reranker/", value_parser = values::non_empty)]
+    pub reranker_model_path: String,
+
+    /// Region of the bucket and of the embedding table
+    #[arg(long, env = "AWS_REGION", value_name = "REGION", default_value = "us-east-1", value_parser = values::non_empty)]
+    pub aws_region: String,
+
+    /// `off` refuses to start on the built-in models, so that production never serves them by mistake
+    #[arg(long, env = "NEXUS_BUILTIN", value_name = "on|off", default_value = "on")]
+    pub builtin: Toggle,
+}
+
+/// How models are run.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Engine")]
+pub struct EngineSettings {
+    /// Device that runs the models; `auto` takes the best one there is
+    #[arg(long, env = "NEXUS_DEVICE", value_name = "auto|cpu", default_value = "auto")]
+    pub device: Device,
+
+    /// Threads that compute on the CPU; 0 takes all cores
+    #[arg(long, env = "NEXUS_CPU_THREADS", value_name = "N", default_value = "0", value_parser = values::threads)]
+    pub cpu_threads: usize,
+
+    /// Most tokens that are computed at once; longer texts are computed alone
+    #[arg(long, env = "NEXUS_BATCH_TOKENS_MAX", value_name = "TOKENS", default_value = "4096", value_parser = values::positive)]
+    pub batch_tokens_max: NonZeroUsize,
+
+    /// Most tokens that wait; requests beyond are answered 503
+    #[arg(long, env = "NEXUS_QUEUE_TOKENS_MAX", value_name = "TOKENS", default_value = "1048576", value_parser = values::positive)]
+    pub queue_tokens_max: NonZeroUsize,
+
+    /// Tokens beyond which a text is truncated; 0 takes the model's own window
+    #[arg(long, env = "NEXUS_TEXT_TOKENS_MAX", value_name = "TOKENS", default_value = "0", value_parser = values::count)]
+    pub text_tokens_max: usize,
+}
+
+/// Where embeddings are kept.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Cache")]
+pub struct CacheSettings {
+    /// Where computed embeddings are kept: `redb` (memory, then a file), `memory`, or `off`
+    #[arg(long = "cache", env = "NEXUS_CACHE", value_name = "redb|memory|off", default_value = "redb")]
+    pub kind: CacheKind,
+
+    /// Folder of the embedding file; unset, `nexus` in the user's cache folder
+    #[arg(long = "cache-dir", env = "NEXUS_CACHE_DIR", value_name = "FOLDER")]
+    pub dir: Option<PathBuf>,
+
+    /// Most memory that cached embeddings take
+    #[arg(
+        long = "cache-memory-bytes-max",
+        env = "NEXUS_CACHE_MEMORY_BYTES_MAX",
+        value_name = "BYTES",
+        default_value = "256MiB"
+    )]
+    pub memory_bytes_max: Bytes,
+
+    /// Most disk space that cached embeddings take
+    #[arg(
+        long = "cache-store-bytes-max",
+        env = "NEXUS_CACHE_STORE_BYTES_MAX",
+        value_name = "BYTES",
+        default_value = "4GiB"
+    )]
+    pub store_bytes_max: Bytes,
+
+    /// DynamoDB table of embeddings; kept for a later version, without effect in this one
+    #[arg(long, env = "EMBEDDING_CACHE_TABLE", value_name = "TABLE", default_value = "nexus-embedding-cache", value_parser = values::non_empty)]
+    pub embedding_cache_table: String,
+}
+
+/// How much is logged.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Logs")]
+pub struct LogSettings {
+    /// Least level that is logged, by Python's names (DEBUG, INFO, WARNING, ERROR, CRITICAL) or TRACE, in any case
+    #[arg(long, env = "LOG_LEVEL", value_name = "LEVEL", default_value = "INFO")]
+    pub log_level: LogLevel,
+}
+
+/// What only the service needs.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "HTTP")]
+pub struct HttpSettings {
+    /// Address to listen on
+    #[arg(long, env = "NEXUS_HOST", value_name = "HOST", default_value = "127.0.0.1", value_parser = values::non_empty)]
+    pub host: String,
+
+    /// Port to listen on; 0 takes a free one
+    #[arg(long, env = "NEXUS_PORT", value_name = "PORT", default_value = "8000", value_parser = values::port)]
+    pub port: u16,
+
+    /// Largest request body of `/api/v1/retrieve`; beyond it, 413
+    #[arg(long, env = "NEXUS_BODY_BYTES_MAX", value_name = "BYTES", default_value = "2GiB")]
+    pub body_bytes_max: Bytes,
+
+    /// Largest request body of embed and rerank; beyond it, 413
+    #[arg(long, env = "NEXUS_TEXT_BODY_BYTES_MAX", value_name = "BYTES", default_value = "16MiB")]
+    pub text_body_bytes_max: Bytes,
+
+    /// Most memory that request bodies take, all together, while they are read; requests beyond are answered 503
+    #[arg(long, env = "NEXUS_BODIES_BYTES_MAX", value_name = "BYTES", default_value = "4GiB")]
+    pub bodies_bytes_max: Bytes,
+
+    /// Most items in one embed batch, and most candidates in one rerank; beyond it, 422
+    #[arg(long, env = "NEXUS_BATCH_ITEMS_MAX", value_name = "N", default_value = "10000", value_parser = values::positive)]
+    pub batch_items_max: NonZeroUsize,
+
+    /// Time for one request, body included; beyond it, 504
+    #[arg(long, env = "NEXUS_REQUEST_TIMEOUT_MS", value_name = "MS", default_value = "120000", value_parser = values::milliseconds)]
+    pub request_timeout_ms: NonZeroU64,
+
+    /// Time for requests in flight to finish after SIGTERM
+    #[arg(long, env = "NEXUS_SHUTDOWN_TIMEOUT_MS", value_name = "MS", default_value = "25000", value_parser = values::milliseconds)]
+    pub shutdown_timeout_ms: NonZeroU64,
+}
+
+impl Settings {
+    /// Checks what no single value can tell. The message names the settings at fault.
+    pub fn check(&self) -> Result<(), String> {
+        if self.engine.queue_tokens_max < self.engine.batch_tokens_max {
+            return Err(format!(
+                "NEXUS_QUEUE_TOKENS_MAX={}: expected at least NEXUS_BATCH_TOKENS_MAX, which is {}",
+                self.engine.queue_tokens_max, self.engine.batch_tokens_max
+            ));
+        }
+        match self.models.source() {
+            ModelSource::BuiltIn if self.models.builtin == Toggle::Off => {
+                Err("MODEL_BUCKET is unset, and NEXUS_BUILTIN=off refuses the built-in models: set MODEL_BUCKET to a \
+                     folder that starts with /, ./, ../ or file://"
+                    .to_owned())
+            }
+            ModelSource::Bucket(name) => Err(format!(
+                "MODEL_BUCKET={name:?}: buckets are not supported by this version: expected a folder that starts with \
+                 /, ./, ../ or file://, or nothing at all for the built-in models"
+            )),
+            ModelSource::BuiltIn | ModelSource::Folder(_) => Ok(()),
+        }
+    }
+}
+
+impl ModelSettings {
+    /// Where the models come from.
+    pub fn source(&self) -> ModelSource {
+        self.model_bucket.as_deref().map_or(ModelSource::BuiltIn, ModelSource::parse)
+    }
+}
+
+impl HttpSettings {
+    /// Checks what no single value can tell. The message names the settings at fault.
+    pub fn check(&self) -> Result<(), String> {
+        for (name, bytes) in
+            [("NEXUS_BODY_BYTES_MAX", self.body_bytes_max), ("NEXUS_TEXT_BODY_BYTES_MAX", self.text_body_bytes_max)]
+        {
+            // The largest body would never be taken, and its 503 would ask to try again.
+            if self.bodies_bytes_max < bytes {
+                return Err(format!(
+                    "NEXUS_BODIES_BYTES_MAX={}: expected at least {name}, which is {bytes}",
+                    self.bodies_bytes_max
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// [`HttpSettings::request_timeout_ms`] as a duration.
+    pub fn request_timeout(&self) -> Duration {
+        Duration::from_millis(self.request_timeout_ms.get())
+    }
+
+    /// [`HttpSettings::shutdown_timeout_ms`] as a duration.
+    pub fn shutdown_timeout(&self) -> Duration {
+        Duration::from_millis(self.shutdown_timeout_ms.get())
+    }
+}

@@ -1,0 +1,252 @@
+//! The types of settings: what is allowed, and how a refusal reads. Every message says what would be right.
+
+use std::fmt;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::path::PathBuf;
+use std::str::FromStr;
+use tracing::level_filters::LevelFilter;
+
+/// Where models come from, by the form of `MODEL_BUCKET`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelSource {
+    /// The models inside this binary.
+    BuiltIn,
+    /// Folders under this one.
+    Folder(PathBuf),
+    /// Prefixes in this bucket.
+    Bucket(String),
+}
+
+impl ModelSource {
+    /// Tells a folder from a bucket. No bucket's name can contain a slash, so that nothing is ambiguous. What follows
+    /// `file://` is taken literally, without percent-decoding.
+    pub(super) fn parse(value: &str) -> Self {
+        if let Some(path) = value.strip_prefix("file://") {
+            Self::Folder(PathBuf::from(path.strip_prefix("localhost").filter(|p| p.starts_with('/')).unwrap_or(path)))
+        } else if matches!(value, "." | "..") || ["/", "./", "../"].iter().any(|start| value.starts_with(start)) {
+            Self::Folder(PathBuf::from(value))
+        } else {
+            Self::Bucket(value.to_owned())
+        }
+    }
+}
+
+/// A switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Toggle {
+    /// `on`
+    On,
+    /// `off`
+    Off,
+}
+
+impl FromStr for Toggle {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.to_ascii_lowercase().as_str() {
+            "on" | "true" | "1" | "yes" => Ok(Self::On),
+            "off" | "false" | "0" | "no" => Ok(Self::Off),
+            _ => Err("on or off".to_owned()),
+        }
+    }
+}
+
+/// What runs the models.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Device {
+    /// The best there is: in this version, the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+}
+
+impl FromStr for Device {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::Auto),
+            "cpu" => Ok(Self::Cpu),
+            _ => Err("auto or cpu; CUDA is not in this version".to_owned()),
+        }
+    }
+}
+
+/// Where embeddings are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheKind {
+    /// In memory, then in a file that outlives the process.
+    Redb,
+    /// In memory.
+    Memory,
+    /// Nowhere.
+    Off,
+}
+
+impl FromStr for CacheKind {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.to_ascii_lowercase().as_str() {
+            "redb" => Ok(Self::Redb),
+            "memory" => Ok(Self::Memory),
+            "off" => Ok(Self::Off),
+            _ => Err("redb, memory or off".to_owned()),
+        }
+    }
+}
+
+/// A log level, by Python's names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogLevel(LevelFilter);
+
+impl LogLevel {
+    /// As a filter. CRITICAL is ERROR, the highest level there is; NOTSET lets everything through, as in Python.
+    pub fn filter(self) -> LevelFilter {
+        self.0
+    }
+}
+
+impl FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        Ok(Self(match s.to_ascii_uppercase().as_str() {
+            "CRITICAL" | "FATAL" | "ERROR" => LevelFilter::ERROR,
+            "WARNING" | "WARN" => LevelFilter::WARN,
+            "INFO" => LevelFilter::INFO,
+            "DEBUG" => LevelFilter::DEBUG,
+            "TRACE" | "NOTSET" => LevelFilter::TRACE,
+            _ => return Err("CRITICAL, FATAL, ERROR, WARNING, WARN, INFO, DEBUG, TRACE or NOTSET".to_owned()),
+        }))
+    }
+}
+
+/// An amount of bytes: `1048576`, `1024KiB`, `1MiB`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Bytes(u64);
+
+impl Bytes {
+    /// How many.
+    pub fn get(self) -> u64 {
+        self.0
+    }
+
+    /// How many, cut to what memory can address.
+    pub fn as_usize(self) -> usize {
+        usize::try_from(self.0).unwrap_or(usize::MAX)
+    }
+}
+
+const BYTES_ALLOWED: &str = "a number of bytes, at least 1, or one with KiB, MiB or GiB: 1048576, 256MiB";
+
+impl FromStr for Bytes {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let lower = s.to_ascii_lowercase();
+        let (digits, shift) = [("kib", 10), ("mib", 20), ("gib", 30), ("", 0)]
+            .into_iter()
+            .find_map(|(unit, shift)| Some((lower.strip_suffix(unit)?.trim_end(), shift)))
+            .unwrap_or((&lower, 0));
+        let number: u64 = digits.parse().map_err(|_| BYTES_ALLOWED.to_owned())?;
+        match number.checked_mul(1 << shift) {
+            Some(bytes @ 1..) => Ok(Self(bytes)),
+            _ => Err(BYTES_ALLOWED.to_owned()),
+        }
+    }
+}
+
+impl fmt::Display for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            n if n % (1 << 30) == 0 => write!(f, "{} GiB", n >> 30),
+            n if n % (1 << 20) == 0 => write!(f, "{} MiB", n >> 20),
+            n if n % (1 << 10) == 0 => write!(f, "{} KiB", n >> 10),
+            n => write!(f, "{n} bytes"),
+        }
+    }
+}
+
+pub(super) fn port(s: &str) -> Result<u16, String> {
+    s.parse().map_err(|_| "a port, 0 to 65535".to_owned())
+}
+
+pub(super) fn count(s: &str) -> Result<usize, String> {
+    s.parse().map_err(|_| "a whole number, at least 0".to_owned())
+}
+
+/// No machine has more cores; a number with a zero too many would start threads until nothing else runs.
+const THREADS_MAX: usize = 1024;
+
+pub(super) fn threads(s: &str) -> Result<usize, String> {
+    let allowed = || format!("a whole number, 0 to {THREADS_MAX}");
+    s.parse().ok().filter(|threads| *threads <= THREADS_MAX).ok_or_else(allowed)
+}
+
+pub(super) fn positive(s: &str) -> Result<NonZeroUsize, String> {
+    s.parse().map_err(|_| "a whole number, at least 1".to_owned())
+}
+
+pub(super) fn milliseconds(s: &str) -> Result<NonZeroU64, String> {
+    s.parse().map_err(|_| "a number of milliseconds, at least 1".to_owned())
+}
+
+pub(super) fn non_empty(s: &str) -> Result<String, String> {
+    if s.is_empty() { Err("something, or nothing at all".to_owned()) } else { Ok(s.to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_source_is_told_by_its_form() {
+        for (value, expected) in [
+            ("/models", ModelSource::Folder("/models".into())),
+            ("./models", ModelSource::Folder("./models".into())),
+            ("../models", ModelSource::Folder("../models".into())),
+            ("..", ModelSource::Folder("..".into())),
+            ("file:///models", ModelSource::Folder("/models".into())),
+            ("file://localhost/models", ModelSource::Folder("/models".into())),
+            ("models", ModelSource::Bucket("models".into())),
+            (".hidden", ModelSource::Bucket(".hidden".into())),
+        ] {
+            assert_eq!(ModelSource::parse(value), expected, "{value}");
+        }
+    }
+
+    #[test]
+    fn bytes() {
+        for (text, expected) in [
+            ("1", Some(1)),
+            ("1048576", Some(1 << 20)),
+            ("256MiB", Some(256 << 20)),
+            ("4 gib", Some(4 << 30)),
+            ("0", None),
+            ("", None),
+            ("MiB", None),
+            ("-1", None),
+            ("1.5GiB", None),
+            ("18446744073709551615GiB", None),
+        ] {
+            assert_eq!(text.parse::<Bytes>().ok().map(Bytes::get), expected, "{text:?}");
+        }
+        assert_eq!(Bytes(256 << 20).to_string(), "256 MiB");
+    }
+
+    #[test]
+    fn log_levels_are_pythons_in_any_case() {
+        for (name, expected) in [
+            ("info", LevelFilter::INFO),
+            ("Warn", LevelFilter::WARN),
+            ("WARNING", LevelFilter::WARN),
+            ("critical", LevelFilter::ERROR),
+            ("notset", LevelFilter::TRACE),
+        ] {
+            assert_eq!(name.parse::<LogLevel>().map(LogLevel::filter), Ok(expected), "{name}");
+        }
+        assert!("verbose".parse::<LogLevel>().is_err());
+    }
+}

@@ -1,0 +1,41 @@
+//! Where things are kept: embeddings that were computed once, and model folders.
+//!
+//! [`EmbeddingCache`] and [`ModelStore`] are the contracts; each implementation is one file. A cache is a soft
+//! dependency: whatever happens to it, a request is still answered, so its reads have misses and no errors, and its
+//! writes happen off the request's path.
+//!
+//! | | |
+//! |---|---|
+//! | [`MemoryCache`] | bounded, least recently used goes first |
+//! | [`RedbCache`] | a file on this machine, bounded, oldest goes first |
+//! | [`TieredCache`] | memory in front of a slower store |
+//! | [`NoCache`] | keeps nothing |
+//! | [`LocalModels`] | model folders under a root folder |
+//! | [`DigestMemo`] | content digests of large files, computed once |
+//!
+//! Deliberately absent: HTTP, model formats, and any idea of what an embedding means.
+
+#![deny(unsafe_code)]
+
+mod cache;
+mod digest;
+mod key;
+mod local;
+mod memory;
+mod model_store;
+mod off;
+mod record;
+mod redb_store;
+#[cfg(test)]
+mod testing;
+mod tiered;
+
+pub use cache::{CacheStats, EmbeddingCache};
+pub use digest::{DigestMemo, digest_bytes};
+pub use key::{CacheKey, CacheKeyBuilder};
+pub use local::LocalModels;
+pub use memory::MemoryCache;
+pub use model_store::{FetchProgress, ModelStore, ModelStoreError, Progress};
+pub use off::NoCache;
+pub use redb_store::{OpenError, RedbCache, RedbOptions};
+pub use tiered::TieredCache;

@@ -1,0 +1,153 @@
+//! Memory in front of a slower store.
+
+use crate::{CacheKey, CacheStats, EmbeddingCache, MemoryCache};
+use futures::FutureExt;
+use futures::future::BoxFuture;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+/// Reads memory, then the store for what memory lacks, and keeps in memory what the store had. Writes go to both.
+pub struct TieredCache {
+    memory: MemoryCache,
+    store: OnceLock<Arc<dyn EmbeddingCache>>,
+    hits: AtomicU64,
+    misses: AtomicU64,
+}
+
+impl TieredCache {
+    /// `memory` in front of `store`, or alone.
+    pub fn new(memory: MemoryCache, store: Option<Arc<dyn EmbeddingCache>>) -> Self {
+        let store = store.map_or_else(OnceLock::new, OnceLock::from);
+        Self { memory, store, hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
+    }
+
+    /// Puts `store` behind the memory, if there is none yet: opening a large file can take longer than a start should.
+    /// What was put before is in memory only. Answers whether it was taken.
+    pub fn attach(&self, store: Arc<dyn EmbeddingCache>) -> bool {
+        self.store.set(store).is_ok()
+    }
+
+    /// The memory tier, for answers that need no waiting.
+    pub fn memory(&self) -> &MemoryCache {
+        &self.memory
+    }
+
+    /// Each tier's name and counters, the fastest first.
+    pub fn tiers(&self) -> Vec<(String, CacheStats)> {
+        let store = self.store.get().into_iter().map(|store| (store.name(), store.stats()));
+        std::iter::once((self.memory.name(), self.memory.stats())).chain(store).collect()
+    }
+}
+
+impl EmbeddingCache for TieredCache {
+    fn name(&self) -> String {
+        match self.store.get() {
+            Some(store) => format!("{}, then {}", self.memory.name(), store.name()),
+            None => self.memory.name(),
+        }
+    }
+
+    fn get<'a>(&'a self, keys: &'a [CacheKey]) -> BoxFuture<'a, Vec<Option<Arc<[f32]>>>> {
+        async move {
+            let mut found: Vec<_> = keys.iter().map(|key| self.memory.get_one(key)).collect();
+            if let Some(store) = self.store.get() {
+                let lacking: Vec<usize> = (0..keys.len()).filter(|&i| found[i].is_none()).collect();
+                if !lacking.is_empty() {
+                    let lacking_keys: Vec<CacheKey> = lacking.iter().map(|&i| keys[i]).collect();
+                    for (i, vector) in lacking.into_iter().zip(store.get(&lacking_keys).await) {
+                        if let Some(vector) = vector {
+                            self.memory.put_one(keys[i], Arc::clone(&vector));
+                            found[i] = Some(vector);
+                        }
+                    }
+                }
+            }
+            let hits = found.iter().flatten().count() as u64;
+            self.hits.fetch_add(hits, Ordering::Relaxed);
+            self.misses.fetch_add(found.len() as u64 - hits, Ordering::Relaxed);
+            found
+        }
+        .boxed()
+    }
+
+    fn put(&self, entries: Vec<(CacheKey, Arc<[f32]>)>) {
+        for (key, vector) in &entries {
+            self.memory.put_one(*key, Arc::clone(vector));
+        }
+        if let Some(store) = self.store.get() {
+            store.put(entries);
+        }
+    }
+
+    fn flush(&self) -> BoxFuture<'_, ()> {
+        match self.store.get() {
+            Some(store) => store.flush(),
+            None => self.memory.flush(),
+        }
+    }
+
+    /// Hits and misses of the tiers as one; `entries`, `damaged` and `dropped` of the slowest tier that there is, since
+    /// that one decides what a later start finds. [`TieredCache::tiers`] has the rest.
+    fn stats(&self) -> CacheStats {
+        let lasting = self.store.get().map_or_else(|| self.memory.stats(), |store| store.stats());
+        CacheStats { hits: self.hits.load(Ordering::Relaxed), misses: self.misses.load(Ordering::Relaxed), ..lasting }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{key, vector};
+    use futures::executor::block_on;
+
+    fn tiers(memory_bytes: usize) -> (TieredCache, Arc<MemoryCache>) {
+        let store = Arc::new(MemoryCache::new(1 << 20));
+        (TieredCache::new(MemoryCache::new(memory_bytes), Some(store.clone())), store)
+    }
+
+    #[test]
+    fn memory_first_then_the_store() {
+        let (cache, store) = tiers(1 << 20);
+        store.put_one(key(1), vector(&[1.0]));
+        cache.put(vec![(key(2), vector(&[2.0]))]);
+        assert_eq!(store.get_one(&key(2)).as_deref(), Some(&[2.0f32][..]), "a put goes to both");
+        let before = store.stats();
+        let found = block_on(cache.get(&[key(1), key(2), key(3)]));
+        assert_eq!(found, [Some(vector(&[1.0])), Some(vector(&[2.0])), None]);
+        let after = store.stats();
+        assert_eq!((after.hits - before.hits, after.misses - before.misses), (1, 1), "memory answers for the second");
+        // What the store had is in memory now.
+        assert!(cache.memory().get_one(&key(1)).is_some());
+        assert_eq!((cache.stats().hits, cache.stats().misses), (2, 1));
+    }
+
+    #[test]
+    fn without_a_store() {
+        let cache = TieredCache::new(MemoryCache::new(1 << 20), None);
+        cache.put(vec![(key(1), vector(&[1.0]))]);
+        block_on(cache.flush());
+        assert_eq!(block_on(cache.get(&[key(1), key(2)])), [Some(vector(&[1.0])), None]);
+        assert_eq!(cache.name(), "memory 1 MiB");
+        assert_eq!(cache.tiers().len(), 1);
+    }
+
+    #[test]
+    fn a_store_that_comes_later() {
+        let cache = TieredCache::new(MemoryCache::new(1 << 20), None);
+        let store = Arc::new(MemoryCache::new(1 << 20));
+        store.put_one(key(1), vector(&[1.0]));
+        assert_eq!(block_on(cache.get(&[key(1)])), [None]);
+        assert!(cache.attach(store.clone()));
+        assert_eq!(block_on(cache.get(&[key(1)])), [Some(vector(&[1.0]))]);
+        assert!(!cache.attach(store), "there is one");
+    }
+
+    #[test]
+    fn the_store_answers_for_what_memory_has_no_room_for() {
+        let (cache, _) = tiers(0);
+        cache.put(vec![(key(1), vector(&[1.0]))]);
+        assert_eq!(block_on(cache.get(&[key(1)])), [Some(vector(&[1.0]))]);
+        assert_eq!(cache.name(), "memory 0 MiB, then memory 1 MiB");
+        assert_eq!(cache.stats().entries, Some(1));
+    }
+}

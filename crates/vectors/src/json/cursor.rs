@@ -1,0 +1,72 @@
+//! A place in the body, and the few steps that everything else is made of.
+//!
+//! All the parser's state is the position: a parser that is fed chunks can keep the bytes from the last whole component
+//! on and go on from there.
+
+use super::error::{BodyError, malformed};
+
+pub(super) struct Cursor<'a> {
+    pub(super) bytes: &'a [u8],
+    pub(super) at: usize,
+}
+
+impl<'a> Cursor<'a> {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
+        Self { bytes, at: 0 }
+    }
+
+    pub(super) fn peek(&self) -> Option<u8> {
+        self.bytes.get(self.at).copied()
+    }
+
+    pub(super) fn skip_whitespace(&mut self) {
+        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
+            self.at += 1;
+        }
+    }
+
+    /// Steps over white space and then `byte`, if it is there.
+    pub(super) fn take(&mut self, byte: u8) -> bool {
+        self.skip_whitespace();
+        let there = self.peek() == Some(byte);
+        self.at += usize::from(there);
+        there
+    }
+
+    /// Steps over white space and then `byte`, which must be there.
+    pub(super) fn expect(&mut self, byte: u8, expected: &str) -> Result<(), BodyError> {
+        if self.take(byte) { Ok(()) } else { Err(self.unexpected(expected)) }
+    }
+
+    /// Steps over `word` (`true`, `null`), which must be there.
+    pub(super) fn expect_word(&mut self, word: &str) -> Result<(), BodyError> {
+        for expected in word.bytes() {
+            if self.peek() != Some(expected) {
+                return Err(self.unexpected(word));
+            }
+            self.at += 1;
+        }
+        Ok(())
+    }
+
+    /// After an element of an array or an object: whether another one follows (`,`) or it ends (`close`).
+    pub(super) fn another(&mut self, close: u8) -> Result<bool, BodyError> {
+        self.skip_whitespace();
+        match self.peek() {
+            Some(b',') => {
+                self.at += 1;
+                Ok(true)
+            }
+            Some(byte) if byte == close => {
+                self.at += 1;
+                Ok(false)
+            }
+            _ => Err(self.unexpected(if close == b']' { "',' or ']'" } else { "',' or '}'" })),
+        }
+    }
+
+    #[cold]
+    pub(super) fn unexpected(&self, expected: &str) -> BodyError {
+        malformed(self.bytes, self.at, expected)
+    }
+}

@@ -1,0 +1,88 @@
+#!/usr/bin/env bash
+# Everything that must hold before a change goes in: the same here, in continuous integration and on a fresh Debian
+# machine with Rust and Python. What else it needs it installs, or says in one line what is missing; JavaScript is
+# looked at where there is Node.
+#
+#     scripts/test.sh
+#
+# Artifacts go to target/ (or CARGO_TARGET_DIR). One test alone: cargo test -p nexus-vectors NAME
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/lib.sh
+export CARGO_TERM_COLOR="${CARGO_TERM_COLOR:-auto}"
+
+section="start"
+at_exit() {
+    local status=$?
+    [ "$status" -eq 0 ] || printf '\nFAILED in: %s\n' "$section" >&2
+}
+trap at_exit EXIT
+
+section() {
+    section="$1"
+    printf '\n==> %s (at %d s)\n' "$section" "$SECONDS"
+}
+
+# The files of the repository whose names match, new ones included; all of them in a copy without git.
+files() {
+    if git rev-parse --is-inside-work-tree >/dev/null 2>&1; then
+        git ls-files --cached --others --exclude-standard -- "$@"
+    else
+        local pattern
+        for pattern in "$@"; do
+            find . \( -name target -o -name node_modules -o -name .git -o -name .venv \) -prune -o -name "$pattern" -print
+        done
+    fi
+}
+
+section "What the tests need"
+need_command cargo "install Rust from https://rustup.rs"
+need_command python3 "" python3
+need_command cc "" gcc libc6-dev
+need_component rustfmt cargo-fmt
+need_component clippy cargo-clippy
+rustc --version
+python3 --version
+python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or newer is needed"
+
+section "Format"
+cargo fmt --all --check
+
+section "Layers, unsafe code, file lengths, words"
+python3 scripts/check_house.py
+
+section "Licences, bans, sources"
+python3 scripts/check_licences.py
+if cargo deny --version >/dev/null 2>&1; then
+    cargo deny --locked check licenses bans sources
+else
+    echo "cargo-deny is not installed: its fuller check is left out (cargo install --locked cargo-deny)"
+fi
+
+section "Python, shell and JavaScript parse"
+files '*.py' | PYTHONPYCACHEPREFIX="$target/pycache" xargs --no-run-if-empty --delimiter '\n' python3 -m py_compile
+files '*.sh' .ci/run | while read -r script; do bash -n "$script"; done
+if command -v shellcheck >/dev/null; then
+    files '*.sh' .ci/run | xargs --no-run-if-empty --delimiter '\n' shellcheck --external-sources
+else
+    echo "shellcheck is not installed: left out"
+fi
+if command -v node >/dev/null; then
+    files '*.js' '*.mjs' | while read -r script; do node --check "$script"; done
+else
+    echo "node is not installed: JavaScript is not looked at"
+fi
+
+section "Clippy"
+cargo clippy --locked --workspace --all-targets -- -D warnings
+
+section "Documentation"
+RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
+
+# Unit tests, golden vectors, the checked-in openapi.json and README table, black-box tests that start the real
+# binary, and documentation tests.
+section "Tests"
+cargo test --locked --workspace
+
+section "All passed"

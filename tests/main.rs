@@ -1,0 +1,12 @@
+//! Black-box tests: they start the real binary, with the models it carries, and speak HTTP to it as clients do.
+//!
+//! Every service listens on a port of its own and keeps its cache in a temporary folder, so that the tests can run at
+//! the same time. One program for all of them, because each would link the models.
+
+mod docs;
+mod errors;
+mod lifecycle;
+mod map;
+mod service;
+mod settings;
+mod support;
