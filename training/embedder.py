@@ -35,14 +35,12 @@ def initial_embeddings(tokenizer, teacher, dimensions):
 class Embedder:
     dimensions = CONFIG["hidden_size"]
 
-    def __init__(self, tokenizer, model=None):
+    def __init__(self, tokenizer):
         self.tokenizer = for_embedder(tokenizer)
         self.tokenizer.enable_truncation(MAX_TOKENS)
         end = self.tokenizer.token_to_id(END)
-        if model is None:
-            config = Qwen3Config(vocab_size=self.tokenizer.get_vocab_size(), bos_token_id=None, eos_token_id=end, pad_token_id=None, **CONFIG)
-            model = Qwen3Model._from_config(config, attn_implementation="sdpa")
-        self.model, self.cache = model, {}
+        config = Qwen3Config(vocab_size=self.tokenizer.get_vocab_size(), bos_token_id=None, eos_token_id=end, pad_token_id=None, **CONFIG)
+        self.model, self.cache = Qwen3Model._from_config(config, attn_implementation="sdpa"), {}
 
     def start_from(self, table, matrix):
         """Start as the mean of word vectors (static.py).

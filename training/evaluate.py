@@ -16,6 +16,7 @@ import numpy as np
 
 import metrics
 from bm25 import BM25
+from common import pad
 from crosswalks import HELD_OUT, crosswalk, load_catalogs, load_gold
 
 DEPTH = 20
@@ -42,13 +43,8 @@ class Torch:
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
         for start in range(0, len(order), size):
             part = order[start : start + size]
-            longest = max(len(rows[i]) for i in part)
-            ids = self.torch.zeros(len(part), longest, dtype=self.torch.long)
-            mask = self.torch.zeros_like(ids)
-            for k, i in enumerate(part):
-                ids[k, : len(rows[i])] = self.torch.tensor(rows[i])
-                mask[k, : len(rows[i])] = 1
-            yield part, ids, mask
+            ids, lengths = pad([rows[i] for i in part])
+            yield part, ids, (self.torch.arange(ids.shape[1])[None] < lengths[:, None]).long()
 
     def embed(self, texts):
         rows = [e.ids for e in self.tokenizers["embedder"].encode_batch(list(texts))]
@@ -141,7 +137,6 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--controls", required=True, help="folder with catalogs/ and crosswalks/")
     parser.add_argument("--models", default=Path(__file__).resolve().parent.parent / "models", help="folder with embedder/ and reranker/")
-    parser.add_argument("--backend", choices=["torch"], default="torch")
     parser.add_argument("--url", help="measure a running Nexus instead")
     parser.add_argument("--held-out", action="store_true", help="the held-out crosswalks only")
     parser.add_argument("--only", nargs="*", help="these crosswalks only")

@@ -8,27 +8,33 @@ import random
 
 import numpy as np
 
+import metrics
+
+
+def draw_weights(walks, damping):
+    """How often each crosswalk is drawn: by a root of its sources, times `damping` where the mapping is broad or derived."""
+    weights = []
+    for walk in walks:
+        name = walk["name"]
+        broad = name.startswith(("co-mapped:", "prowler-checks__fedramp-ksi")) or "mitre" in name or "dora" in name
+        weights.append((damping if broad else 1.0) * len(metrics.gold_of(walk)) ** 0.35)
+    return weights
+
 
 class PairSampler:
-    def __init__(self, walks, self_pairs, vector_of, rng=None, power=0.35, hard=40):
+    def __init__(self, walks, self_pairs, vector_of, rng=None, hard=40):
         """vector_of: text -> the teacher's vector, for hard negatives."""
         self.rng = rng or random.Random(0)
         self.walks = []
         for walk in walks:
-            gold = collections.defaultdict(set)
-            for a, b in walk["pairs"]:
-                gold[a].add(b)
+            gold = metrics.gold_of(walk)
             sources, targets = list(gold), list(walk["targets"])
             sv = np.stack([vector_of(walk["sources"][s]) for s in sources])
             tv = np.stack([vector_of(walk["targets"][t]) for t in targets])
             top = np.argsort(-(sv @ tv.T), axis=1)[:, :hard]
             near = {s: [targets[j] for j in top[i]] for i, s in enumerate(sources)}
             self.walks.append((walk, gold, sources, targets, near))
-        weights = []
-        for walk, _, sources, _, _ in self.walks:
-            factor = 0.4 if walk["name"].startswith(("co-mapped:", "prowler-checks__fedramp-ksi")) or "mitre" in walk["name"] or "dora" in walk["name"] else 1.0
-            weights.append(factor * len(sources) ** power)
-        self.weights = weights
+        self.weights = draw_weights(walks, 0.4)
         groups = collections.defaultdict(list)
         for group, a, b in self_pairs:
             groups[group].append((a, b))

@@ -16,6 +16,7 @@ import construct
 import metrics
 from common import Average, Schedule, adamw, batches_by_length, pad, step
 from data import dev_group
+from pairs import draw_weights
 from tokenizer import CLS, MAX_TOKENS, PAD, SEP, for_reranker
 
 CONFIG = dict(
@@ -28,14 +29,13 @@ CONTENT = construct.CONTENT
 
 
 class Reranker:
-    def __init__(self, tokenizer, model=None):
+    def __init__(self, tokenizer):
         self.tokenizer = for_reranker(tokenizer)
         self.tokenizer.enable_truncation(MAX_TOKENS)
         special = {k: self.tokenizer.token_to_id(v) for k, v in dict(pad_token_id=PAD, cls_token_id=CLS, sep_token_id=SEP, bos_token_id=CLS, eos_token_id=SEP).items()}
-        if model is None:
-            config = ModernBertConfig(vocab_size=self.tokenizer.get_vocab_size(), **special, **CONFIG)
-            model = ModernBertForSequenceClassification._from_config(config, attn_implementation="sdpa")
-        self.model, self.special, self.cache = model, special, {}
+        config = ModernBertConfig(vocab_size=self.tokenizer.get_vocab_size(), **special, **CONFIG)
+        self.model = ModernBertForSequenceClassification._from_config(config, attn_implementation="sdpa")
+        self.special, self.cache = special, {}
 
     def start_from(self, table, matrix, texts):
         """Start as a comparison of the two texts' mean word vectors (construct.py); `texts` only set the scale."""
@@ -156,14 +156,12 @@ class Lists:
     """Training lists as they are met in use: a source, the embedder's best candidates, gold among them."""
 
     def __init__(self, walks, embed, seed=4, depth=24):
-        self.rng, self.walks, self.weights = random.Random(seed), [], []
+        self.rng, self.walks, self.weights = random.Random(seed), [], draw_weights(walks, 0.3)
         for walk in walks:
             gold = metrics.gold_of(walk)
             sources, targets = list(gold), list(walk["targets"])
             rankings = metrics.retrieve(embed([walk["sources"][s] for s in sources]), embed([walk["targets"][t] for t in targets]), sources, targets, depth)
             self.walks.append((walk, gold, sources, rankings))
-            factor = 0.3 if walk["name"].startswith(("co-mapped:", "prowler-checks__fedramp-ksi")) or "mitre" in walk["name"] or "dora" in walk["name"] else 1.0
-            self.weights.append(factor * len(sources) ** 0.35)
 
     def draw(self, width):
         """(source text, candidate texts, gold flags): the candidates are among the best, with at least one gold target."""
@@ -291,7 +289,7 @@ def dev_lists(data, embed, depth=20, most=10, seed=8):
 
 
 def dev_rerank(student, lists, by=None):
-    """(recall@10, MRR@10) after reranking, averaged over kinds of dev crosswalk; by=None keeps the embedder's order."""
+    """(recall@10, MRR@10) after reranking, averaged over kinds of dev crosswalk; by="embedder" keeps the embedder's order."""
     if by != "embedder":
         scores = student.score([(s, t) for _, _, s, found in lists for _, t in found])
     groups, at = {}, 0

