@@ -1,4 +1,4 @@
-//! Where things are kept: embeddings that were computed once, and model folders.
+//! Where things are kept: embeddings that were computed once, sets of targets, and model folders.
 //!
 //! [`EmbeddingCache`] and [`ModelStore`] are the contracts; each implementation is one file. A cache is a soft
 //! dependency: whatever happens to it, a request is still answered, so its reads have misses and no errors, and its
@@ -10,6 +10,7 @@
 //! | [`RedbCache`] | a file on this machine, bounded, oldest goes first |
 //! | [`TieredCache`] | memory in front of a slower store |
 //! | [`NoCache`] | keeps nothing |
+//! | [`TargetSets`] | sets of target embeddings that clients named, each a mapped file |
 //! | [`LocalModels`] | model folders under a root folder |
 //! | [`DigestMemo`] | content digests of large files, computed once |
 //!
@@ -26,6 +27,7 @@ mod model_store;
 mod off;
 mod record;
 mod redb_store;
+mod targets;
 #[cfg(test)]
 mod testing;
 mod tiered;
@@ -38,4 +40,7 @@ pub use memory::MemoryCache;
 pub use model_store::{FetchProgress, ModelStore, ModelStoreError, Progress};
 pub use off::NoCache;
 pub use redb_store::{OpenError, RedbCache, RedbOptions};
+pub use targets::{
+    SetDtype, SetInfo, SetName, SetNameError, SetWriter, TargetError, TargetOptions, TargetSet, TargetSets,
+};
 pub use tiered::TieredCache;

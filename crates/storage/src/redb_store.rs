@@ -10,7 +10,7 @@
 //! Deliberately absent: sharing the file with another process (the second one is told and goes on without), and use
 //! statistics in the file (a read never writes).
 
-mod open;
+pub(crate) mod open;
 mod tables;
 mod writer;
 

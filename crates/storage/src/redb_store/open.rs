@@ -107,7 +107,7 @@ fn attempt(path: &Path, options: &RedbOptions) -> Attempt {
 }
 
 /// Whether the file's content is at fault, and not the machine.
-pub(super) fn means_damage(error: &redb::Error) -> bool {
+pub(crate) fn means_damage(error: &redb::Error) -> bool {
     match error {
         redb::Error::Corrupted(_)
         | redb::Error::UpgradeRequired(_)
@@ -123,7 +123,7 @@ pub(super) fn means_damage(error: &redb::Error) -> bool {
 
 /// Renames the file to `<path>.damaged-<unix time>`, in place of any earlier one such: the last is kept for whoever
 /// wants to look, and damage that comes again does not fill the disk.
-pub(super) fn move_aside(path: &Path, damage: &str) -> io::Result<()> {
+pub(crate) fn move_aside(path: &Path, damage: &str) -> io::Result<()> {
     let seconds = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     remove_earlier(path);
     let mut aside = OsString::from(path);
@@ -131,7 +131,7 @@ pub(super) fn move_aside(path: &Path, damage: &str) -> io::Result<()> {
     let aside = PathBuf::from(aside);
     tracing::warn!(
         path = %path.display(), moved_to = %aside.display(), damage,
-        "the embedding cache's file is damaged; moving it aside and starting a new one"
+        "a store's file is damaged; moving it aside and starting a new one"
     );
     fs::rename(path, aside)
 }

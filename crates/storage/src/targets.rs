@@ -1,0 +1,251 @@
+//! Target sets: embeddings that clients compare with again and again, sent once and kept by name.
+//!
+//! Each set is one file of the folder, mapped into memory ([`layout`] says what is in it), and an index says which file
+//! is which set's ([`index`]). A set is put in place in this order:
+//!
+//! 1. the whole file under a temporary name, made durable ([`writer`]);
+//! 2. its own name, which no other file ever had, made durable;
+//! 3. the record in the index, made durable: from here on it is the set;
+//! 4. the file that it replaces is removed; whoever holds that set keeps it.
+//!
+//! A process that is ended between any two of these leaves the old set or the new one, and a file too many, which the
+//! next start removes ([`folder`]).
+//!
+//! Everything here but [`TargetSets::get`], [`TargetSets::list`] and the counters blocks on the disk: call it where that
+//! is fine.
+//!
+//! Deliberately absent: what a row means, whether ids are unique, an approximate index, expiry (a client that wants room
+//! deletes), and a checksum over rows, which would read gigabytes at each start.
+
+mod error;
+mod folder;
+mod index;
+mod layout;
+mod map;
+mod name;
+mod set;
+mod writer;
+
+pub use error::TargetError;
+pub use name::{SetName, SetNameError};
+pub use set::{SetDtype, SetInfo, TargetSet};
+pub use writer::SetWriter;
+
+use index::{Index, NotChanged};
+use name::set_file;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use writer::Temporary;
+
+/// How [`TargetSets`] bounds itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TargetOptions {
+    /// Bytes of all sets' files, those included that are being written. Not counted are the index (less than a megabyte), a
+    /// set while it is being replaced, so that a set can be replaced by one of its size however full the folder is (on
+    /// the disk there may so be up to twice this for as long as that takes), and a set that was replaced or deleted and
+    /// is still held by a reader.
+    pub bytes_max: u64,
+    /// The most sets. Each takes a mapping, of which Linux gives a process 65,530 where nobody changed that.
+    pub sets_max: usize,
+}
+
+impl Default for TargetOptions {
+    fn default() -> Self {
+        Self { bytes_max: 16 << 30, sets_max: 4096 }
+    }
+}
+
+/// Sets of target embeddings in a folder.
+pub struct TargetSets {
+    shared: Arc<Shared>,
+}
+
+/// What the sets and their writers share.
+struct Shared {
+    folder: PathBuf,
+    options: TargetOptions,
+    index: Index,
+    state: Mutex<State>,
+    /// Held while the index and then the state change, so that both change in the same order.
+    changes: Mutex<()>,
+    next_sequence: AtomicU64,
+    /// Keeps other processes out.
+    _lock: File,
+}
+
+struct State {
+    sets: folder::Sets,
+    /// Of the files of `sets`.
+    sets_bytes: u64,
+    /// Of the files being written.
+    writing_bytes: u64,
+}
+
+impl TargetSets {
+    /// Opens the folder, or makes one, and maps every set in it; reads a page or two of each.
+    ///
+    /// What an ended process left half done is removed. A set whose file is missing, of the wrong size or without a right
+    /// header is dropped and logged; a damaged index is moved aside, logged, and made again from the files. More sets
+    /// than the bounds allow are kept; there is just no room for others.
+    ///
+    /// # Errors
+    ///
+    /// [`TargetError::AlreadyOpen`] while another process (or another handle of this one) has the folder open;
+    /// [`TargetError::Version`] for the folder of a later version; what the file system refuses.
+    pub fn open(folder: &Path, options: TargetOptions) -> Result<Self, TargetError> {
+        let opened = folder::open(folder)?;
+        let sets_bytes = opened.sets.values().map(|set| set.info().bytes).sum();
+        let state = State { sets: opened.sets, sets_bytes, writing_bytes: 0 };
+        let shared = Shared {
+            folder: folder.to_owned(),
+            options,
+            index: opened.index,
+            state: Mutex::new(state),
+            changes: Mutex::new(()),
+            next_sequence: AtomicU64::new(opened.next_sequence),
+            _lock: opened.lock,
+        };
+        Ok(Self { shared: Arc::new(shared) })
+    }
+
+    /// Starts a set, new or in place of the one that has the name. Of several at once for one name, the one that is
+    /// finished last stays.
+    ///
+    /// # Errors
+    ///
+    /// [`TargetError::TooLarge`] and [`TargetError::TooMany`] when there is no room; what the disk says.
+    pub fn begin(&self, name: &SetName) -> Result<SetWriter, TargetError> {
+        self.shared.check_count(name.as_str())?;
+        SetWriter::begin(&self.shared, name)
+    }
+
+    /// The set of this name.
+    pub fn get(&self, name: &str) -> Option<Arc<TargetSet>> {
+        self.shared.state().sets.get(name).cloned()
+    }
+
+    /// All sets, by name.
+    pub fn list(&self) -> Vec<SetInfo> {
+        self.shared.state().sets.values().map(|set| set.info().clone()).collect()
+    }
+
+    /// Removes the set of this name, durably. Whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// What the index says; the set is then still there.
+    pub fn delete(&self, name: &str) -> Result<bool, TargetError> {
+        self.shared.delete(name)
+    }
+
+    /// Bytes of all sets' files, without those being written.
+    pub fn bytes(&self) -> u64 {
+        self.shared.state().sets_bytes
+    }
+
+    /// Bytes that they may have.
+    pub fn bytes_max(&self) -> u64 {
+        self.shared.options.bytes_max
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.shared.folder
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn next_sequence(&self) -> u64 {
+        self.next_sequence.fetch_add(1, Ordering::Relaxed)
+    }
+
+    fn check_count(&self, name: &str) -> Result<(), TargetError> {
+        let state = self.state();
+        let limit = self.options.sets_max;
+        if state.sets.len() < limit || state.sets.contains_key(name) {
+            Ok(())
+        } else {
+            Err(TargetError::TooMany { limit })
+        }
+    }
+
+    /// Takes `bytes` more for a writer of `name` that has `held_bytes`.
+    ///
+    /// Counted are all writers, and all sets but the one that will be replaced. Whatever the order in which writers are
+    /// then finished, the sets stay within the bound: when each was let in there was room for all of them beside it.
+    fn reserve(&self, name: &str, held_bytes: u64, bytes: u64) -> Result<(), TargetError> {
+        let mut state = self.state();
+        let limit_bytes = self.options.bytes_max;
+        let others = state.sets_bytes - state.bytes_of(name) + (state.writing_bytes - held_bytes);
+        let free_bytes = limit_bytes.saturating_sub(others);
+        let needed_bytes = held_bytes.saturating_add(bytes);
+        if needed_bytes > free_bytes {
+            return Err(TargetError::TooLarge { needed_bytes, free_bytes, limit_bytes });
+        }
+        state.writing_bytes += bytes;
+        Ok(())
+    }
+
+    /// Makes a complete, durable and mapped temporary file the set. Whether it replaced one.
+    fn commit(&self, set: TargetSet, temporary: &mut Temporary, path: &Path) -> Result<bool, TargetError> {
+        let name = set.info().name.clone();
+        let record = index::encode(set.info(), set.sequence());
+        let _changing = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        self.check_count(&name)?;
+        fs::rename(&temporary.path, path).map_err(|error| TargetError::io("create", path, error))?;
+        path.clone_into(&mut temporary.path);
+        folder::sync(&self.folder)?;
+        if let Err(NotChanged { error, certain }) = self.index.change(&name, Some(record)) {
+            // What the index may refer to has to stay; if it does not, the next start removes it.
+            temporary.kept = !certain;
+            return Err(error);
+        }
+        temporary.kept = true;
+        let replaced = {
+            let mut state = self.state();
+            state.writing_bytes -= std::mem::take(&mut temporary.reserved_bytes);
+            state.sets_bytes = state.sets_bytes - state.bytes_of(&name) + set.info().bytes;
+            state.sets.insert(name, Arc::new(set))
+        };
+        if let Some(old) = &replaced {
+            folder::remove(&self.file_of(old));
+        }
+        Ok(replaced.is_some())
+    }
+
+    fn delete(&self, name: &str) -> Result<bool, TargetError> {
+        let _changing = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+        if !self.state().sets.contains_key(name) {
+            return Ok(false);
+        }
+        self.index.change(name, None).map_err(|not_changed| not_changed.error)?;
+        let removed = {
+            let mut state = self.state();
+            state.sets_bytes -= state.bytes_of(name);
+            state.sets.remove(name)
+        };
+        if let Some(old) = &removed {
+            folder::remove(&self.file_of(old));
+        }
+        Ok(removed.is_some())
+    }
+
+    fn file_of(&self, set: &TargetSet) -> PathBuf {
+        self.folder.join(set_file(&set.info().name, set.sequence()))
+    }
+}
+
+impl State {
+    fn bytes_of(&self, name: &str) -> u64 {
+        self.sets.get(name).map_or(0, |set| set.info().bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests;
