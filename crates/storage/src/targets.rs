@@ -115,7 +115,8 @@ impl TargetSets {
     ///
     /// # Errors
     ///
-    /// [`TargetError::TooLarge`] and [`TargetError::TooMany`] when there is no room; what the disk says.
+    /// [`TargetError::TooLarge`] and [`TargetError::TooMany`] when there is no room; what the disk says. What the writer
+    /// was then given room for it keeps, whatever others do.
     pub fn begin(&self, name: &SetName) -> Result<SetWriter, TargetError> {
         self.shared.check_count(name.as_str())?;
         SetWriter::begin(&self.shared, name)
@@ -185,7 +186,7 @@ impl Shared {
         let others = state.sets_bytes - state.bytes_of(name) + (state.writing_bytes - held_bytes);
         let free_bytes = limit_bytes.saturating_sub(others);
         let needed_bytes = held_bytes.saturating_add(bytes);
-        if needed_bytes > free_bytes {
+        if bytes > 0 && needed_bytes > free_bytes {
             return Err(TargetError::TooLarge { needed_bytes, free_bytes, limit_bytes });
         }
         state.writing_bytes += bytes;

@@ -292,7 +292,7 @@ fn the_bytes_of_all_sets_are_bounded() {
     let mut writer = sets.begin(&name("c")).unwrap();
     writer.set_shape(SetDtype::F32, 8).unwrap();
     let error = writer.push(&bytes(3, 3200), &norms(3, 100)).unwrap_err();
-    let needed = 4096 + 3200 + 800;
+    let needed = 4096 + 7 + 3200 + 800;
     assert!(
         matches!(error, TargetError::TooLarge { needed_bytes, free_bytes, limit_bytes }
             if (needed_bytes, free_bytes, limit_bytes) == (needed, size / 2, bytes_max)),
@@ -360,5 +360,56 @@ proptest! {
         }
         prop_assert_eq!(set.id(ids.len()), None);
         prop_assert_eq!(set.id(usize::MAX), None);
+    }
+
+    /// Writers of several sets at once, in any order: the sets never exceed the bound, and the disk never its double.
+    #[test]
+    fn the_bound_holds_whatever_is_interleaved(
+        steps in prop::collection::vec((0..5usize, 0..3usize, 1..40usize), 1..60),
+    ) {
+        let folder = tempdir().unwrap();
+        let bytes_max = 20_000;
+        let sets = TargetSets::open(folder.path(), TargetOptions { bytes_max, ..TargetOptions::default() }).unwrap();
+        let mut writers = Vec::new();
+        for (seed, (what, set, rows)) in steps.into_iter().enumerate() {
+            match what {
+                0 | 1 => {
+                    if let Ok(mut writer) = sets.begin(&name(&format!("set-{set}"))) {
+                        writer.set_shape(SetDtype::F32, 8).unwrap();
+                        writers.push(writer);
+                    }
+                }
+                2 if !writers.is_empty() => {
+                    let at = seed % writers.len();
+                    let rows = rows * 5;
+                    let before = writers[at].bytes();
+                    match writers[at].push(&bytes(seed, rows * 32), &norms(seed, rows)) {
+                        Ok(()) => prop_assert_eq!(writers[at].bytes(), before + rows as u64 * 40),
+                        Err(TargetError::TooLarge { .. }) => prop_assert_eq!(writers[at].bytes(), before),
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+                3 if !writers.is_empty() => {
+                    let writer = writers.swap_remove(seed % writers.len());
+                    let expected = writer.bytes();
+                    prop_assert_eq!(writer.finish().unwrap().0.bytes, expected);
+                }
+                4 if rows < 10 => drop(sets.delete(&format!("set-{set}")).unwrap()),
+                4 => drop(writers.pop()),
+                _ => {}
+            }
+            prop_assert!(sets.bytes() <= bytes_max);
+            let on_disk = set_files(folder.path()).iter().map(|path| fs::metadata(path).unwrap().len()).sum::<u64>();
+            prop_assert!(on_disk <= 2 * bytes_max, "{}", on_disk);
+        }
+        // Nothing stays charged to anybody.
+        writers.clear();
+        for info in sets.list() {
+            sets.delete(&info.name).unwrap();
+        }
+        let mut writer = sets.begin(&name("a")).unwrap();
+        writer.push_bytes(&vec![0; bytes_max as usize - 4096 - 7]).unwrap();
+        let full = matches!(writer.push_bytes(&[0]), Err(TargetError::TooLarge { .. }));
+        prop_assert!(full);
     }
 }

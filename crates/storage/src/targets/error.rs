@@ -18,7 +18,7 @@ pub enum TargetError {
     /// The set is larger than what is left of `bytes_max`. What was written of it is removed with its writer.
     #[error("the target set needs {needed_bytes} bytes or more, and {free_bytes} of {limit_bytes} are free")]
     TooLarge {
-        /// Bytes of the set's file as far as they are known: those written and those refused.
+        /// Bytes of the set's file as far as they are known, to within 7: those written and those refused.
         needed_bytes: u64,
         /// Bytes that the set may have now.
         free_bytes: u64,

@@ -68,6 +68,8 @@ pub(super) enum Fault {
     Damaged(String),
 }
 
+pub(super) const PADDING_BYTES_MAX: u64 = 7;
+
 /// The zeros between rows of this many bytes and the norms.
 pub(super) fn padding(rows_bytes: u64) -> u64 {
     rows_bytes.next_multiple_of(8) - rows_bytes

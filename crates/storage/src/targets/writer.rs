@@ -79,7 +79,8 @@ impl SetWriter {
             whole: true,
             temporary,
         };
-        writer.reserve(DATA_AT as u64)?;
+        // With the largest padding, so that a set that was let in is not refused at its end.
+        writer.reserve(DATA_AT as u64 + layout::PADDING_BYTES_MAX)?;
         Ok(writer)
     }
 
@@ -189,7 +190,7 @@ impl SetWriter {
 
     /// Bytes that the set's file will have, with what was pushed so far.
     pub fn bytes(&self) -> u64 {
-        self.temporary.reserved_bytes
+        self.temporary.reserved_bytes - layout::PADDING_BYTES_MAX + layout::padding(self.rows_bytes)
     }
 
     /// Puts the set in its place, durably: once this has returned it is there after any end of the process, and before
@@ -212,14 +213,12 @@ impl SetWriter {
         if has_ids && self.id_ends.len() != rows {
             return Err(TargetError::Ids { ids: self.id_ends.len(), rows });
         }
-        let padding = layout::padding(self.rows_bytes);
-        self.reserve(padding)?;
         let created_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let (name, bytes) = (self.name.as_str().to_owned(), self.temporary.reserved_bytes);
+        let (name, bytes) = (self.name.as_str().to_owned(), self.bytes());
         let info = SetInfo { name, rows, dimensions, dtype, bytes, created_unix_s, has_ids };
         let sequence = self.shared.next_sequence();
         let header = layout::header(&info, sequence, self.ids.len() as u64);
-        self.write_rest(padding, &header).map_err(|error| self.io("write", error))?;
+        self.write_rest(&header).map_err(|error| self.io("write", error))?;
 
         // What is in the file counts, and not what this writer thinks it wrote.
         let path = &self.temporary.path;
@@ -234,11 +233,11 @@ impl SetWriter {
         Ok((info, replaced))
     }
 
-    fn write_rest(&mut self, padding: u64, header: &[u8]) -> io::Result<()> {
+    fn write_rest(&mut self, header: &[u8]) -> io::Result<()> {
         if !self.whole {
             return Err(interrupted());
         }
-        self.file.write_all(&[0; 8][..padding as usize])?;
+        self.file.write_all(&[0; layout::PADDING_BYTES_MAX as usize][..layout::padding(self.rows_bytes) as usize])?;
         self.file.write_all(bytemuck::cast_slice(&self.norms))?;
         self.file.write_all(bytemuck::cast_slice(&self.id_ends))?;
         self.file.write_all(self.ids.as_bytes())?;
