@@ -15,7 +15,8 @@
 //! is fine.
 //!
 //! Deliberately absent: what a row means, whether ids are unique, an approximate index, expiry (a client that wants room
-//! deletes), and a checksum over rows, which would read gigabytes at each start.
+//! deletes), a checksum over rows, which would read gigabytes at each start, and advice to the kernel on how the maps are
+//! read (a first pass over 470 MB from the disk took as long with it as without).
 
 mod error;
 mod folder;
