@@ -1,14 +1,15 @@
-//! The `k` rows most similar to a source vector, exactly.
+//! The `k` rows most similar to each source vector, exactly.
 //!
-//! Every row is scored ([`crate::cosine`]); a bounded heap for each part of the rows keeps the best, and the parts are
-//! merged. The order is total (similarity, then position), so the answer does not depend on how the rows were split.
+//! Every row is scored ([`crate::cosine`]); a bounded heap for each source and part of the rows keeps the best, and the
+//! parts are merged. The order is total (similarity, then position), so the answer does not depend on how the rows were
+//! split.
 //!
 //! Deliberately absent: approximate search, and any index that outlives the call.
 
 #![deny(unsafe_code)]
 
-use crate::Rows;
-use crate::cosine::{Source, VectorFault};
+use crate::cosine::{self, PANEL_ROWS, VectorFault};
+use crate::{Rows, ShapeError, Sources};
 use rayon::prelude::*;
 use std::cmp::Ordering;
 use std::collections::BinaryHeap;
@@ -41,21 +42,29 @@ pub enum Threads {
 /// Why there is no ranking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TopKError {
-    /// Source and rows are of different lengths.
+    /// The sources' data does not divide into sources.
+    #[error(transparent)]
+    Shape(ShapeError),
+    /// Sources and rows are of different lengths.
     #[error("the source has {source_dim} components, the rows have {rows_dim}")]
     Dimensions {
-        /// Components of the source.
+        /// Components of each source.
         source_dim: usize,
         /// Components of each row.
         rows_dim: usize,
     },
-    /// The source has no direction: all components are zero, or there are none.
-    #[error("the source is a zero vector")]
-    ZeroSource,
-    /// A component of the source is NaN or infinite.
-    #[error("component {component} of the source is not finite")]
+    /// A source has no direction: all components are zero, or there are none. The first faulty source is named.
+    #[error("source {index} is a zero vector")]
+    ZeroSource {
+        /// The source's position.
+        index: usize,
+    },
+    /// A component of a source is NaN or infinite. The first faulty source is named.
+    #[error("component {component} of source {index} is not finite")]
     NonFiniteSource {
-        /// The component's position.
+        /// The source's position.
+        index: usize,
+        /// The component's position in its source.
         component: usize,
     },
     /// A row has no direction. The first faulty row is named.
@@ -77,63 +86,133 @@ pub enum TopKError {
 /// The `k` rows most similar to `source` by cosine, best first, equal similarities by position. All rows when `k` is
 /// beyond their number; none when there are none. Nothing needs to be normalized.
 ///
-/// Similarities are within 1e-6 of what `f64` arithmetic gives, for any finite components: rows whose squares would
-/// leave the range of `f32` are computed in `f64`. The same input gives the same bits on the same machine.
+/// [`top_k_many`] for one source.
 ///
 /// # Errors
 ///
 /// See [`TopKError`]. Every row is checked, also those that would not be among the best.
 pub fn top_k(source: &[f32], rows: Rows<'_>, k: usize, threads: Threads) -> Result<Vec<Scored>, TopKError> {
-    let source_dim = source.len();
-    let source = Source::new(source).map_err(|fault| match fault {
-        VectorFault::Zero => TopKError::ZeroSource,
-        VectorFault::NonFinite { component } => TopKError::NonFiniteSource { component },
-    })?;
-    if rows.is_empty() {
-        return Ok(Vec::new());
-    }
-    if rows.dim() != source_dim {
-        return Err(TopKError::Dimensions { source_dim, rows_dim: rows.dim() });
-    }
-    let part_rows_min = PART_BYTES_MIN / (rows.dim() * size_of::<f32>()) + 1;
-    let part_rows = part_rows_min.max(rows.len() / (PARTS_PER_THREAD * rayon::current_num_threads()));
-    let mut best = if threads == Threads::Caller || rows.len() <= part_rows {
-        best_of_part(&source, rows.as_slice(), 0, k)?
+    let sources = Sources::new(source, source.len())?;
+    let mut ranked = top_k_many(&sources, rows, None, k, threads)?;
+    Ok(ranked.pop().unwrap_or_default())
+}
+
+/// For each source the `k` rows most similar to it by cosine, best first, equal similarities by position. All rows when
+/// `k` is beyond their number; none when there are none. Nothing needs to be normalized.
+///
+/// Similarities are within 1e-6 of what `f64` arithmetic gives, for any finite components: rows whose squares would
+/// leave the range of `f32` are computed in `f64`. A row equal to a source, or a multiple of it, has the similarity 1.
+/// The same input gives the same bits on the same machine, whether a source is alone or among others.
+///
+/// `norms` are the rows' norms as [`norms`] gives them, if somebody has them already: the squares are then spared.
+///
+/// # Errors
+///
+/// See [`TopKError`]. Without `norms`, every row is checked, also those that would not be among the best. With `norms`
+/// the rows are taken to be what the norms were computed from.
+///
+/// # Panics
+///
+/// When `norms` are not one for each row.
+pub fn top_k_many(
+    sources: &Sources,
+    rows: Rows<'_>,
+    norms: Option<&[f64]>,
+    k: usize,
+    threads: Threads,
+) -> Result<Vec<Vec<Scored>>, TopKError> {
+    let mut best = Best::new(sources.len(), k);
+    let part_rows = if rows.is_empty() || threads == Threads::Caller {
+        rows.len()
     } else {
-        let parts: Vec<Result<Vec<Scored>, TopKError>> = rows
-            .as_slice()
-            .par_chunks(part_rows * rows.dim())
-            .enumerate()
-            .map(|(part, data)| best_of_part(&source, data, part * part_rows, k))
-            .collect();
-        let mut merged = Vec::new();
-        // In order of position, so that the first faulty row is the one named.
-        for part in parts {
-            merged.extend(part?);
-        }
-        merged
+        let part_rows_min = PART_BYTES_MIN / rows.row_bytes() + 1;
+        let part_rows = part_rows_min.max(rows.len() / (PARTS_PER_THREAD * rayon::current_num_threads()));
+        part_rows.next_multiple_of(PANEL_ROWS)
     };
-    best.sort_unstable_by(best_first);
-    best.truncate(k);
-    Ok(best)
+    if rows.len() <= part_rows {
+        score(sources, rows, norms, 0, &mut best)?;
+        return Ok(best.into_ranked());
+    }
+    check_norms(rows, norms);
+    let parts: Vec<Result<Best, TopKError>> = (0..rows.len().div_ceil(part_rows))
+        .into_par_iter()
+        .map(|part| {
+            let part = part * part_rows..((part + 1) * part_rows).min(rows.len());
+            let mut best = Best::new(sources.len(), k);
+            let norms = norms.map(|norms| &norms[part.clone()]);
+            score(sources, rows.slice(part.clone()), norms, part.start, &mut best).map(|()| best)
+        })
+        .collect();
+    // In order of position, so that the first faulty row is the one named.
+    for part in parts {
+        best.merge(part?);
+    }
+    Ok(best.into_ranked())
+}
+
+/// Scores rows on the caller's thread: for who has them in pieces, or spreads the work in another way. What
+/// [`top_k_many`] says of similarities and `norms` holds here as well.
+///
+/// `first_row` is the position of the first of the rows: added to the positions that go into `best`, and to those that
+/// errors name.
+///
+/// # Errors
+///
+/// See [`TopKError`]; what is in `best` is then of no use.
+///
+/// # Panics
+///
+/// When `norms` are not one for each row, or `best` is for another number of sources.
+pub fn score(
+    sources: &Sources,
+    rows: Rows<'_>,
+    norms: Option<&[f64]>,
+    first_row: usize,
+    best: &mut Best,
+) -> Result<(), TopKError> {
+    check_norms(rows, norms);
+    assert_eq!(best.heaps.len(), sources.len(), "as many rankings as sources");
+    if rows.is_empty() {
+        return Ok(());
+    }
+    if rows.dim() != sources.dim() {
+        return Err(TopKError::Dimensions { source_dim: sources.dim(), rows_dim: rows.dim() });
+    }
+    cosine::similarities(sources, rows, norms, |row, source, similarity| {
+        best.push(source, Scored { index: first_row + row, similarity });
+    })
+    .map_err(|fault| faulty_row(first_row, fault))
+}
+
+/// The Euclidean norm of each row, appended to `out`: for rows that will be searched more than once.
+///
+/// `first_row` is the position of the first of the rows, for errors.
+///
+/// # Errors
+///
+/// [`TopKError::ZeroRow`] or [`TopKError::NonFiniteRow`] for the first row that has no direction. What `out` holds
+/// beyond what it held is then of no use.
+pub fn norms(rows: Rows<'_>, first_row: usize, out: &mut Vec<f64>) -> Result<(), TopKError> {
+    cosine::norms(rows, out).map_err(|fault| faulty_row(first_row, fault))
 }
 
 /// Which implementation of the inner loop this machine runs: `avx512`, `avx2` or `portable`.
 pub fn kernel_name() -> &'static str {
-    crate::cosine::kernel_name()
+    cosine::kernel_name()
 }
 
-fn best_of_part(source: &Source<'_>, data: &[f32], first_row: usize, k: usize) -> Result<Vec<Scored>, TopKError> {
-    let mut best = BestK::new(k, data.len() / source.dim());
-    for (i, row) in data.chunks_exact(source.dim()).enumerate() {
-        let index = first_row + i;
-        let similarity = source.similarity(row).map_err(|fault| match fault {
-            VectorFault::Zero => TopKError::ZeroRow { row: index },
-            VectorFault::NonFinite { component } => TopKError::NonFiniteRow { row: index, component },
-        })?;
-        best.push(Scored { index, similarity });
+fn check_norms(rows: Rows<'_>, norms: Option<&[f64]>) {
+    if let Some(norms) = norms {
+        assert_eq!(norms.len(), rows.len(), "as many norms as rows");
     }
-    Ok(best.into_vec())
+}
+
+fn faulty_row(first_row: usize, (row, fault): (usize, VectorFault)) -> TopKError {
+    let row = first_row + row;
+    match fault {
+        VectorFault::Zero => TopKError::ZeroRow { row },
+        VectorFault::NonFinite { component } => TopKError::NonFiniteRow { row, component },
+    }
 }
 
 fn best_first(a: &Scored, b: &Scored) -> Ordering {
@@ -141,33 +220,55 @@ fn best_first(a: &Scored, b: &Scored) -> Ordering {
     b.similarity.partial_cmp(&a.similarity).unwrap_or(Ordering::Equal).then(a.index.cmp(&b.index))
 }
 
-/// The best `k` of what was pushed, unordered.
-struct BestK {
+/// The best rows so far, for each source.
+#[derive(Debug)]
+pub struct Best {
     k: usize,
-    /// The worst of the best on top.
-    heap: BinaryHeap<WorstOnTop>,
+    /// For each source, the worst of its best on top.
+    heaps: Vec<BinaryHeap<WorstOnTop>>,
 }
 
+#[derive(Debug)]
 struct WorstOnTop(Scored);
 
-impl BestK {
-    fn new(k: usize, rows: usize) -> Self {
-        Self { k, heap: BinaryHeap::with_capacity(k.min(rows)) }
+impl Best {
+    /// Room for the best `k` rows for each of `sources` sources. Nothing is allocated for rows that do not come.
+    pub fn new(sources: usize, k: usize) -> Self {
+        Self { k, heaps: std::iter::repeat_with(BinaryHeap::new).take(sources).collect() }
     }
 
-    fn push(&mut self, scored: Scored) {
+    /// Takes in what was found among other rows.
+    ///
+    /// # Panics
+    ///
+    /// When `other` is for another number of sources.
+    pub fn merge(&mut self, other: Self) {
+        assert_eq!(self.heaps.len(), other.heaps.len(), "rankings for the same sources");
+        for (source, heap) in other.heaps.into_iter().enumerate() {
+            for scored in heap {
+                self.push(source, scored.0);
+            }
+        }
+    }
+
+    /// For each source its best rows: best first, equal similarities by position. However the rows were split, and in
+    /// whatever order they came, the result is the same.
+    pub fn into_ranked(self) -> Vec<Vec<Scored>> {
+        let ranked = |heap: BinaryHeap<WorstOnTop>| heap.into_sorted_vec().into_iter().map(|scored| scored.0).collect();
+        self.heaps.into_iter().map(ranked).collect()
+    }
+
+    #[inline]
+    fn push(&mut self, source: usize, scored: Scored) {
         let scored = WorstOnTop(scored);
-        if self.heap.len() < self.k {
-            self.heap.push(scored);
-        } else if let Some(mut worst) = self.heap.peek_mut()
+        let heap = &mut self.heaps[source];
+        if heap.len() < self.k {
+            heap.push(scored);
+        } else if let Some(mut worst) = heap.peek_mut()
             && scored < *worst
         {
             *worst = scored;
         }
-    }
-
-    fn into_vec(self) -> Vec<Scored> {
-        self.heap.into_iter().map(|scored| scored.0).collect()
     }
 }
 

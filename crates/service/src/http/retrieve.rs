@@ -107,8 +107,9 @@ fn refusal(error: TopKError) -> ApiError {
     const TARGETS: &str = "target_embeddings";
     let (kind, path) = match error {
         TopKError::Dimensions { .. } => ("value_error", vec![Step::Key(TARGETS)]),
-        TopKError::ZeroSource => ("value_error", vec![Step::Key(SOURCE)]),
-        TopKError::NonFiniteSource { component } => ("finite_number", vec![Step::Key(SOURCE), Step::Index(component)]),
+        TopKError::Shape(_) => ("value_error", vec![Step::Key(SOURCE)]),
+        TopKError::ZeroSource { .. } => ("value_error", vec![Step::Key(SOURCE)]),
+        TopKError::NonFiniteSource { component, .. } => ("finite_number", vec![Step::Key(SOURCE), Step::Index(component)]),
         TopKError::ZeroRow { row } => ("value_error", vec![Step::Key(TARGETS), Step::Index(row)]),
         TopKError::NonFiniteRow { row, component } => {
             ("finite_number", vec![Step::Key(TARGETS), Step::Index(row), Step::Index(component)])
