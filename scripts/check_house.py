@@ -41,6 +41,7 @@ UNSAFE_ALLOWED = (
     "crates/compute/src/cpu/",
     "crates/compute/src/cuda/",
     "crates/vectors/src/cosine/x86.rs",
+    "crates/vectors/src/json/number/avx2.rs",
     "crates/models/src/files.rs",
     "crates/storage/src/targets/map.rs",
 )

@@ -139,7 +139,7 @@ pub struct HttpSettings {
     #[arg(long, env = "NEXUS_PORT", value_name = "PORT", default_value = "8000", value_parser = values::port)]
     pub port: u16,
 
-    /// Largest request body of `/api/v1/retrieve`; beyond it, 413
+    /// Largest request body with vectors, of `/api/v1/retrieve` and `/api/v1/targets`, decoded; beyond it, 413
     #[arg(long, env = "NEXUS_BODY_BYTES_MAX", value_name = "BYTES", default_value = "2GiB")]
     pub body_bytes_max: Bytes,
 
@@ -154,6 +154,14 @@ pub struct HttpSettings {
     /// Most items in one embed batch, and most candidates in one rerank; beyond it, 422
     #[arg(long, env = "NEXUS_BATCH_ITEMS_MAX", value_name = "N", default_value = "10000", value_parser = values::positive)]
     pub batch_items_max: NonZeroUsize,
+
+    /// Folder of resident target sets; unset, `targets` in the cache folder
+    #[arg(long, env = "NEXUS_TARGETS_DIR", value_name = "FOLDER")]
+    pub targets_dir: Option<PathBuf>,
+
+    /// Most disk space that resident target sets take; a set beyond it is answered 507
+    #[arg(long, env = "NEXUS_TARGETS_BYTES_MAX", value_name = "BYTES", default_value = "16GiB")]
+    pub targets_bytes_max: Bytes,
 
     /// Time for one request, body included; beyond it, 504
     #[arg(long, env = "NEXUS_REQUEST_TIMEOUT_MS", value_name = "MS", default_value = "120000", value_parser = values::milliseconds)]

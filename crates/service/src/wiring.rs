@@ -2,15 +2,16 @@
 
 use crate::{
     builtin,
-    settings::{CacheKind, CacheSettings, Device, ModelSource as Place, Settings},
+    http::Resident,
+    settings::{CacheKind, CacheSettings, Device, HttpSettings, ModelSource as Place, Settings},
 };
 use etcetera::BaseStrategy;
 use nexus_compute::cpu::{Cpu, CpuOptions};
 use nexus_engine::{BoxError, Engine, EngineOptions, ModelSource, Models, OpenedModel, Progress};
 use nexus_models::ModelFiles;
 use nexus_storage::{
-    DigestMemo, EmbeddingCache, LocalModels, MemoryCache, ModelStore, NoCache, RedbCache, RedbOptions, TieredCache,
-    digest_bytes,
+    DigestMemo, EmbeddingCache, LocalModels, MemoryCache, ModelStore, NoCache, RedbCache, RedbOptions, TargetOptions,
+    TargetSets, TieredCache, digest_bytes,
 };
 use std::{
     collections::BTreeMap,
@@ -167,6 +168,22 @@ fn cache(settings: &CacheSettings) -> Arc<dyn EmbeddingCache> {
         });
     }
     cache
+}
+
+/// Opens the folder of resident target sets, beside the start. Without it, everything else works.
+pub fn open_targets(http: &HttpSettings, cache: &CacheSettings, resident: Arc<Resident>) {
+    let folder = http.targets_dir.clone().or_else(|| Some(cache_folder(cache)?.join("targets")));
+    let options = TargetOptions { bytes_max: http.targets_bytes_max.get(), ..TargetOptions::default() };
+    tokio::task::spawn_blocking(move || {
+        let Some(folder) = folder else {
+            resident.opened(Err("there is no folder for them; NEXUS_TARGETS_DIR names one".to_owned()));
+            return;
+        };
+        let opened = TargetSets::open(&folder, options).inspect_err(|error| {
+            tracing::warn!(error = error as &dyn std::error::Error, "resident target sets are not available");
+        });
+        resident.opened(opened.map_err(|error| error.to_string()));
+    });
 }
 
 fn cache_folder(settings: &CacheSettings) -> Option<PathBuf> {

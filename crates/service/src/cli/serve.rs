@@ -1,7 +1,7 @@
 //! `nexus serve`: bind, start loading, answer, and end in order.
 
 use super::{Failure, ServeArgs};
-use crate::http::{self, App, Budget, Limits, server};
+use crate::http::{self, App, Budget, Limits, Resident, server};
 use crate::settings::{HttpSettings, ModelSource};
 use crate::shutdown::{Lifecycle, Signals};
 use crate::{telemetry, wiring};
@@ -30,12 +30,16 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
     }
     let running = wiring::start(settings).map_err(|error| Failure::Run(error.to_string()))?;
 
+    let targets = Arc::new(Resident::default());
+    wiring::open_targets(http, &settings.cache, Arc::clone(&targets));
+
     let lifecycle = Lifecycle::default();
     let app = App {
         models: Arc::clone(&running.models),
         lifecycle: lifecycle.clone(),
         limits: Limits::from(http),
         bodies: Budget::new(http.bodies_bytes_max.as_usize()),
+        targets,
     };
     announce(&listener)?;
 

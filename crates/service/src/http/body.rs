@@ -1,18 +1,20 @@
-//! Getting at the body of a request: its type, its size, its bytes.
+//! Getting at the body of a request: its type, its coding, its size, its bytes.
 
 use super::App;
-use super::budget::{Budget, Share};
+use super::budget::Share;
+use super::coding::Coding;
 use super::error::{ApiError, Problem};
-use axum::body::{Body, BodyDataStream};
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use std::io;
 use std::ops::Deref;
 use std::time::Duration;
 
 /// Work on more bytes than this moves off the threads that serve sockets: it would take longer than a millisecond.
-const INLINE_BYTES_MAX: usize = 64 << 10;
+pub(super) const INLINE_BYTES_MAX: usize = 64 << 10;
 
 /// What is set aside for a body at once. A client's word for its length is good for no more than this.
 const RESERVE_BYTES_MAX: usize = 16 << 20;
@@ -24,6 +26,83 @@ const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
 
 /// After how long to ask again when there is no memory left for bodies: most are read and parsed within a second.
 const BUDGET_RETRY_AFTER_S: u64 = 1;
+
+/// What a body is declared to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MediaType {
+    /// JSON, or nothing said: the original framework takes a body without a type for JSON, too.
+    Json,
+    /// Bytes of a form that the endpoint knows.
+    Binary,
+}
+
+/// A body on its way: its bytes as they come, decoded, and no more of them than allowed.
+pub(super) struct IncomingBody {
+    stream: BoxStream<'static, io::Result<Bytes>>,
+    coding: Coding,
+    bytes_max: usize,
+    /// Decoded bytes so far.
+    bytes: usize,
+}
+
+/// Opens the body of a request, which may have at most `bytes_max` bytes when it is decoded, and be bytes instead of
+/// JSON where `binary` says so. Returns also the length that it is announced with.
+pub(super) fn open(
+    request: Request,
+    bytes_max: usize,
+    binary: bool,
+) -> Result<(MediaType, Option<usize>, IncomingBody), ApiError> {
+    let (parts, body) = request.into_parts();
+    let length = content_length(&parts.headers);
+    let checked = media_type(&parts.headers, binary).and_then(|media_type| {
+        let coding = Coding::of(&parts.headers)?;
+        if length.is_some_and(|length| length > bytes_max as u64) {
+            return Err(too_large(bytes_max));
+        }
+        Ok((media_type, coding))
+    });
+    let (media_type, coding, refusal) = match checked {
+        Ok((media_type, coding)) => (media_type, coding, None),
+        Err(error) => (MediaType::Json, Coding::Identity, Some(error)),
+    };
+    let body = IncomingBody { stream: coding.decode(body), coding, bytes_max, bytes: 0 };
+    match refusal {
+        Some(error) => Err(body.refuse(error)),
+        None => {
+            let length = length.filter(|_| coding == Coding::Identity);
+            Ok((media_type, length.and_then(|length| usize::try_from(length).ok()), body))
+        }
+    }
+}
+
+impl IncomingBody {
+    /// The next bytes; `None` at the end.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
+        let Some(chunk) = self.stream.next().await else { return Ok(None) };
+        let chunk = chunk.map_err(|error| {
+            let what = self.coding.failure();
+            ApiError::refused(StatusCode::BAD_REQUEST, format!("{what}: {error}"))
+        })?;
+        self.bytes += chunk.len();
+        if self.bytes > self.bytes_max { Err(too_large(self.bytes_max)) } else { Ok(Some(chunk)) }
+    }
+
+    /// Gives the body up with `error`, and reads on beside the response, within bounds.
+    pub(super) fn refuse(mut self, error: ApiError) -> ApiError {
+        tokio::spawn(tokio::time::timeout(DRAIN_TIME_MAX, async move {
+            let mut left = DRAIN_BYTES_MAX;
+            while let Some(Ok(chunk)) = self.stream.next().await {
+                left = left.saturating_sub(chunk.len());
+                if left == 0 {
+                    break;
+                }
+                // Decoding alone never waits.
+                tokio::task::yield_now().await;
+            }
+        }));
+        error
+    }
+}
 
 /// The bytes of a body, and their part of the memory for bodies, which others get when this is dropped.
 #[derive(Debug)]
@@ -42,27 +121,29 @@ impl Deref for HeldBytes {
 
 /// The bytes of a JSON body of at most `bytes_max`.
 pub(super) async fn read_json(app: &App, request: Request, bytes_max: usize) -> Result<HeldBytes, ApiError> {
-    let (parts, body) = request.into_parts();
-    if let Err(error) = check_media_type(&parts.headers).and_then(|()| check_coding(&parts.headers)) {
-        drain(body.into_data_stream());
-        return Err(error);
-    }
-    let length = content_length(&parts.headers);
-    if length.is_some_and(|length| length > bytes_max as u64) {
-        drain(body.into_data_stream());
-        return Err(too_large(bytes_max));
-    }
-    let length = length.map_or(0, |length| usize::try_from(length).unwrap_or(usize::MAX));
+    let (_, length, mut body) = open(request, bytes_max, false)?;
+    let length = length.unwrap_or(0);
     // Before it is sent, where it is known that it will not fit.
     if length > app.bodies.free() {
-        drain(body.into_data_stream());
-        return Err(no_room());
+        return Err(body.refuse(no_room()));
     }
-    let held = collect(body, bytes_max, length.min(RESERVE_BYTES_MAX), &app.bodies).await?;
-    if held.is_empty() {
+    let mut share = app.bodies.share();
+    let mut bytes = BytesMut::with_capacity(length.min(RESERVE_BYTES_MAX));
+    loop {
+        let chunk = match body.next().await {
+            Ok(Some(chunk)) => chunk,
+            Ok(None) => break,
+            Err(error) => return Err(body.refuse(error)),
+        };
+        if !share.resize(bytes.len() + chunk.len()) {
+            return Err(body.refuse(no_room()));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    if bytes.is_empty() {
         return Err(ApiError::problem(Problem::no_body()));
     }
-    Ok(held)
+    Ok(HeldBytes { bytes: bytes.freeze(), _share: share })
 }
 
 /// Runs `work` over `bytes` bytes: here if it is quick, else on a thread that may be blocked.
@@ -80,70 +161,28 @@ pub(super) async fn off_runtime<T: Send + 'static>(
     })
 }
 
-/// JSON, or nothing said: the original framework takes a body without a type for JSON, too.
-fn check_media_type(headers: &HeaderMap) -> Result<(), ApiError> {
-    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(()) };
+fn media_type(headers: &HeaderMap, binary: bool) -> Result<MediaType, ApiError> {
+    let Some(value) = headers.get(header::CONTENT_TYPE) else { return Ok(MediaType::Json) };
     let essence = value.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     let subtype = essence.strip_prefix("application/").unwrap_or_default();
     if subtype == "json" || subtype.ends_with("+json") {
-        Ok(())
-    } else {
-        Err(ApiError::refused(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "Unsupported Media Type: the body must be application/json",
-        ))
+        return Ok(MediaType::Json);
     }
-}
-
-/// Compressed bodies are not read by this version; taking one for JSON would blame its bytes.
-fn check_coding(headers: &HeaderMap) -> Result<(), ApiError> {
-    match headers.get(header::CONTENT_ENCODING) {
-        Some(coding) if !coding.as_bytes().eq_ignore_ascii_case(b"identity") => Err(ApiError::refused(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "Unsupported Media Type: the body must not be compressed (Content-Encoding)",
-        )),
-        _ => Ok(()),
+    if binary && subtype == "octet-stream" {
+        return Ok(MediaType::Binary);
     }
+    let or = if binary { ", or application/octet-stream for a safetensors file" } else { "" };
+    Err(ApiError::refused(
+        StatusCode::UNSUPPORTED_MEDIA_TYPE,
+        format!("Unsupported Media Type: the body must be application/json{or}"),
+    ))
 }
 
 fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-async fn collect(body: Body, bytes_max: usize, reserve: usize, budget: &Budget) -> Result<HeldBytes, ApiError> {
-    let mut share = budget.share();
-    let mut stream = body.into_data_stream();
-    let mut bytes = BytesMut::with_capacity(reserve);
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk
-            .map_err(|error| ApiError::refused(StatusCode::BAD_REQUEST, format!("the body broke off: {error}")))?;
-        if bytes.len() + chunk.len() > bytes_max {
-            drain(stream);
-            return Err(too_large(bytes_max));
-        }
-        if !share.grow(chunk.len()) {
-            drain(stream);
-            return Err(no_room());
-        }
-        bytes.extend_from_slice(&chunk);
-    }
-    Ok(HeldBytes { bytes: bytes.freeze(), _share: share })
-}
-
-/// Reads on beside the response, within bounds.
-fn drain(mut stream: BodyDataStream) {
-    tokio::spawn(tokio::time::timeout(DRAIN_TIME_MAX, async move {
-        let mut left = DRAIN_BYTES_MAX;
-        while let Some(Ok(chunk)) = stream.next().await {
-            left = left.saturating_sub(chunk.len());
-            if left == 0 {
-                break;
-            }
-        }
-    }));
-}
-
-fn no_room() -> ApiError {
+pub(super) fn no_room() -> ApiError {
     ApiError::unavailable("the memory for request bodies is taken; try again", BUDGET_RETRY_AFTER_S)
 }
 

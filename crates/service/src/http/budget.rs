@@ -36,12 +36,23 @@ pub(super) struct Share {
 }
 
 impl Share {
-    /// Takes `more` bytes, all or none. Whether they could be had.
+    /// Holds `bytes` from now on. Whether more could be had; if not, it holds what it held.
     #[must_use]
-    pub(super) fn grow(&mut self, more: usize) -> bool {
-        let taken = self.budget.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| free.checked_sub(more));
-        self.bytes += if taken.is_ok() { more } else { 0 };
-        taken.is_ok()
+    pub(super) fn resize(&mut self, bytes: usize) -> bool {
+        match bytes.checked_sub(self.bytes) {
+            Some(more) => {
+                let free = &self.budget.0;
+                let taken = free.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |free| free.checked_sub(more));
+                if taken.is_err() {
+                    return false;
+                }
+            }
+            None => {
+                self.budget.0.fetch_add(self.bytes - bytes, Ordering::Relaxed);
+            }
+        }
+        self.bytes = bytes;
+        true
     }
 }
 
@@ -59,10 +70,12 @@ mod tests {
     fn what_is_held_comes_back() {
         let budget = Budget::new(10);
         let (mut one, mut other) = (budget.share(), budget.share());
-        assert!(one.grow(4) && one.grow(3));
-        assert!(!other.grow(4));
-        assert!(other.grow(3));
+        assert!(one.resize(4) && one.resize(7));
+        assert!(!other.resize(4));
+        assert!(other.resize(3));
         assert_eq!(budget.free(), 0);
+        assert!(one.resize(5));
+        assert_eq!(budget.free(), 2);
         drop(one);
         assert_eq!(budget.free(), 7);
         drop(other);

@@ -2,19 +2,22 @@
 //!
 //! Handlers read a body, check it, call the engine or `nexus-vectors`, and write the answer; nothing is computed here.
 //!
-//! Deliberately absent: TLS, authentication, compression, metrics.
+//! Deliberately absent: TLS, authentication, metrics.
 
 mod body;
 mod budget;
+mod coding;
 mod docs;
 mod embed;
 mod error;
 mod health;
+mod ingest;
 mod observe;
 mod openapi;
 mod rerank;
 mod retrieve;
 pub mod server;
+mod targets;
 mod validate;
 
 #[cfg(test)]
@@ -22,6 +25,7 @@ mod tests;
 
 pub use budget::Budget;
 pub use openapi::document as openapi_document;
+pub use targets::Resident;
 
 use crate::settings::HttpSettings;
 use crate::shutdown::Lifecycle;
@@ -32,6 +36,12 @@ use error::ApiError;
 use nexus_engine::{Models, Reranker, Retriever, Role};
 use std::sync::Arc;
 use std::time::Duration;
+use tower_http::CompressionLevel;
+use tower_http::compression::CompressionLayer;
+use tower_http::compression::predicate::SizeAbove;
+
+/// Smaller responses are sent as they are.
+const COMPRESSED_BYTES_MIN: u16 = 1024;
 
 /// What handlers need.
 #[derive(Debug)]
@@ -44,6 +54,8 @@ pub struct App {
     pub limits: Limits,
     /// The memory for bodies that are being read.
     pub bodies: Budget,
+    /// Target sets that clients have sent to be kept.
+    pub targets: Arc<Resident>,
 }
 
 /// What a request may ask for.
@@ -89,9 +101,18 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/embed/batch", post(embed::batch))
         .route("/api/v1/retrieve", post(retrieve::retrieve))
         .route("/api/v1/rerank", post(rerank::rerank))
+        .route("/api/v1/targets", get(targets::list))
+        .route("/api/v1/targets/{name}", get(targets::get).put(targets::put).delete(targets::delete))
         .merge(docs::routes())
         .fallback(async || ApiError::refused(StatusCode::NOT_FOUND, "Not Found"))
         .method_not_allowed_fallback(async || ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"))
+        .layer(compression())
         .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::observe))
         .with_state(app)
+}
+
+/// Responses are compressed for clients that ask for it, fast rather than well: what is large is numbers, which do not
+/// shrink much.
+fn compression() -> CompressionLayer<SizeAbove> {
+    CompressionLayer::new().quality(CompressionLevel::Fastest).compress_when(SizeAbove::new(COMPRESSED_BYTES_MIN))
 }

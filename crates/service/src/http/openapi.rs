@@ -1,6 +1,6 @@
 //! The specification: collected from the endpoints' own declarations, served, and checked in as `openapi.json`.
 
-use super::{embed, health, rerank, retrieve};
+use super::{embed, health, rerank, retrieve, targets};
 use utoipa::OpenApi;
 
 #[derive(OpenApi)]
@@ -15,11 +15,16 @@ use utoipa::OpenApi;
         embed::batch,
         retrieve::retrieve,
         rerank::rerank,
+        targets::list,
+        targets::put,
+        targets::get,
+        targets::delete,
         health::health,
         health::ready,
     ),
     tags(
         (name = "controls", description = "The work: embed, retrieve, rerank."),
+        (name = "targets", description = "Resident target sets: sent once, named by many retrieve requests."),
         (name = "service", description = "How the service is."),
     ),
 )]

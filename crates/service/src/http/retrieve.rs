@@ -1,10 +1,14 @@
-//! `/api/v1/retrieve`: the nearest of the vectors that the request brings along. Needs no model.
+//! `/api/v1/retrieve`: the nearest of the vectors that the request brings along, or of a resident set. Needs no model.
 
 use super::error::{ApiError, BodyRefusals, Problem, Step};
+use super::ingest::{Sink, ingest};
 use super::{App, body};
 use axum::Json;
 use axum::extract::{Request, State};
-use nexus_vectors::{RetrieveRequest, Rows, Threads, TopKError};
+use axum::http::StatusCode;
+use axum::response::{IntoResponse as _, Response};
+use nexus_storage::TargetSet;
+use nexus_vectors::{Dtype, Gathered, Head, Outcome, Purpose, Rows, Scored, Sources, Threads, top_k_many};
 use serde::Serialize;
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -12,11 +16,12 @@ use utoipa::ToSchema;
 /// How many candidates are returned if the request does not say.
 const TOP_K_DEFAULT: usize = 50;
 
-/// Above this many bytes, the work may spread over all cores. Small bodies are done before another thread is awake.
-const SPREAD_BYTES_MIN: usize = 1 << 20;
-
 /// A source vector and the vectors to compare it with. They need not be normalized; all are of one length, none is
 /// zero, and all numbers are finite.
+///
+/// The same as a safetensors file (`application/octet-stream`): tensors `source_embedding` `[dimensions]` or
+/// `source_embeddings` `[sources, dimensions]`, and `target_embeddings` `[targets, dimensions]`, in F32, F16 or BF16;
+/// metadata strings `top_k`, `target_ids` (a JSON array) and `targets`.
 #[derive(Debug, ToSchema)]
 #[schema(example = json!({
     "source_embedding": [0.6, 0.8],
@@ -24,17 +29,48 @@ const SPREAD_BYTES_MIN: usize = 1 << 20;
     "target_ids": ["AC-7", "SC-2"],
     "top_k": 1,
 }))]
-#[allow(dead_code, reason = "the schema of what `nexus_vectors::parse_retrieve` reads")]
+#[allow(dead_code, reason = "the schema of what `nexus_vectors::BodyParser` reads")]
 pub(super) struct RetrieveBody {
-    /// The vector to find neighbours of.
-    source_embedding: Vec<f32>,
-    /// The vectors to choose from; there may be none.
-    target_embeddings: Vec<Vec<f32>>,
+    /// The vector to find neighbours of. This or `source_embeddings` is required.
+    source_embedding: Option<VectorForm>,
+    /// Several vectors to find neighbours of, each for itself; the answer then has `results`, one for each.
+    source_embeddings: Option<MatrixForm>,
+    /// The vectors to choose from; there may be none. These or `targets` are required. Fastest when they come after the
+    /// source.
+    target_embeddings: Option<MatrixForm>,
+    /// The name of a resident set to choose from.
+    targets: Option<String>,
     /// Names of the targets, one each. Without them, a target's name is its position.
     target_ids: Option<Vec<String>>,
-    /// How many to return at most.
+    /// Components of each vector. Required where all sources are one string, or all targets are one and
+    /// `source_embedding` is absent.
+    #[schema(minimum = 1, maximum = 65536)]
+    dimensions: Option<usize>,
+    /// How many to return at most, for each source.
     #[schema(minimum = 1, default = 50)]
     top_k: Option<usize>,
+}
+
+/// A vector: a list of numbers, or its little-endian f32 in base64.
+#[derive(Debug, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "the schema of what `nexus_vectors::BodyParser` reads")]
+pub(super) enum VectorForm {
+    /// Components.
+    Numbers(Vec<f32>),
+    /// Little-endian f32 in base64.
+    Base64(String),
+}
+
+/// Vectors of one length: a list of them, or all of their components one after the other as little-endian f32 in base64.
+#[derive(Debug, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "the schema of what `nexus_vectors::BodyParser` reads")]
+pub(super) enum MatrixForm {
+    /// One vector each.
+    Vectors(Vec<VectorForm>),
+    /// All of them.
+    Base64(String),
 }
 
 /// The nearest targets.
@@ -44,10 +80,28 @@ pub(super) struct RetrieveResponse {
     candidates: Vec<Candidate>,
 }
 
+/// The nearest targets of several sources.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct RetrieveManyResponse {
+    /// One for each of `source_embeddings`, in their order.
+    results: Vec<RetrieveResponse>,
+}
+
+/// As the request had one source or several.
+#[derive(Debug, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "the schema of what `answer` writes")]
+pub(super) enum RetrieveAnswer {
+    /// For `source_embedding`.
+    One(RetrieveResponse),
+    /// For `source_embeddings`.
+    Many(RetrieveManyResponse),
+}
+
 /// One target.
 #[derive(Debug, Serialize, ToSchema)]
 pub(super) struct Candidate {
-    /// The target's name, or its position (`"0"`) where the request gave no names.
+    /// The target's name, or its position (`"0"`) where there are no names.
     #[schema(example = "0")]
     control_id: String,
     /// Cosine similarity, from -1 to 1.
@@ -61,60 +115,103 @@ pub(super) struct Candidate {
     path = "/api/v1/retrieve",
     tag = "controls",
     operation_id = "retrieve",
-    request_body = RetrieveBody,
+    request_body(content((RetrieveBody = "application/json"), (Vec<u8> = "application/octet-stream"))),
     responses(
-        (status = 200, description = "The nearest targets, best first.", body = RetrieveResponse),
+        (status = 200, description = "The nearest targets, best first.", body = RetrieveAnswer),
+        (status = 404, description = "There is no resident set of that name.", body = super::error::ErrorDetail),
         BodyRefusals,
     ),
 )]
-pub(super) async fn retrieve(
-    State(app): State<Arc<App>>,
-    request: Request,
-) -> Result<Json<RetrieveResponse>, ApiError> {
-    let bytes = body::read_json(&app, request, app.limits.body_bytes_max).await?;
-    let candidates = body::off_runtime(bytes.len(), move || {
-        let threads = if bytes.len() < SPREAD_BYTES_MIN { Threads::Caller } else { Threads::Pool };
-        let request = nexus_vectors::parse_retrieve(&bytes, &nexus_vectors::Limits::default())?;
-        // The text is several times as large as the numbers in it.
-        drop(bytes);
-        nearest(request, threads)
-    })
-    .await??;
-    Ok(Json(RetrieveResponse { candidates }))
-}
-
-fn nearest(request: RetrieveRequest, threads: Threads) -> Result<Vec<Candidate>, ApiError> {
-    let RetrieveRequest { source, targets, dim, target_ids, top_k, .. } = request;
-    let rows = Rows::new(&targets, dim).map_err(|error| {
-        tracing::error!(%error, "the parser gave targets of the wrong shape");
-        ApiError::internal()
-    })?;
-    let best = nexus_vectors::top_k(&source, rows, top_k.unwrap_or(TOP_K_DEFAULT), threads).map_err(refusal)?;
-    let mut ids = target_ids.unwrap_or_default();
-    Ok(best
-        .into_iter()
-        .map(|scored| Candidate {
-            // Each position comes at most once, so that its name can be taken.
-            control_id: ids.get_mut(scored.index).map_or_else(|| scored.index.to_string(), std::mem::take),
-            similarity: scored.similarity,
-        })
-        .collect())
-}
-
-/// What the parser has not refused already, in the same form.
-fn refusal(error: TopKError) -> ApiError {
-    const SOURCE: &str = "source_embedding";
-    const TARGETS: &str = "target_embeddings";
-    let (kind, path) = match error {
-        TopKError::Dimensions { .. } => ("value_error", vec![Step::Key(TARGETS)]),
-        TopKError::Shape(_) => ("value_error", vec![Step::Key(SOURCE)]),
-        TopKError::ZeroSource { .. } => ("value_error", vec![Step::Key(SOURCE)]),
-        TopKError::NonFiniteSource { component, .. } => ("finite_number", vec![Step::Key(SOURCE), Step::Index(component)]),
-        TopKError::ZeroRow { row } => ("value_error", vec![Step::Key(TARGETS), Step::Index(row)]),
-        TopKError::NonFiniteRow { row, component } => {
-            ("finite_number", vec![Step::Key(TARGETS), Step::Index(row), Step::Index(component)])
-        }
+pub(super) async fn retrieve(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
+    let mut gather = Gather::default();
+    // The budget's share is held until the rows are ranked.
+    let (head, _share) = ingest(&app, request, Purpose::Retrieve, &mut gather).await?;
+    if let Some(name) = &head.targets {
+        let set = app.targets.sets()?.get(name).ok_or_else(|| super::targets::unknown(name))?;
+        return in_set(head, set).await;
+    }
+    let Gather { gathered, held_bytes } = gather;
+    let k = head.top_k.unwrap_or(TOP_K_DEFAULT);
+    let work = move || {
+        let threads = if gathered.is_small() { Threads::Caller } else { Threads::Pool };
+        let ranked = gathered.rank(&head, k, threads)?;
+        let ids = head.ids.as_ref();
+        Ok(answer(ranked, head.many, |row| ids.and_then(|ids| ids.get(row))))
     };
-    let loc = [Step::Key("body")].into_iter().chain(path).collect();
-    ApiError::problem(Problem::new(kind, loc, error.to_string()))
+    body::off_runtime(held_bytes, work).await?
+}
+
+/// Rows on their way to a ranking.
+#[derive(Default)]
+struct Gather {
+    gathered: Gathered,
+    held_bytes: usize,
+}
+
+impl Sink for Gather {
+    async fn take(&mut self, outcome: Outcome) -> Result<(), ApiError> {
+        self.held_bytes += outcome.bytes();
+        self.gathered.take(outcome);
+        Ok(())
+    }
+
+    fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+}
+
+async fn in_set(head: Head, set: Arc<TargetSet>) -> Result<Response, ApiError> {
+    let Head { sources, many, top_k, .. } = head;
+    let sources = sources.ok_or_else(ApiError::internal)?;
+    let bytes = set.rows().len();
+    let work = move || {
+        let ranked = nearest(&sources, &set, top_k.unwrap_or(TOP_K_DEFAULT))?;
+        Ok(answer(ranked, many, |row| set.id(row)))
+    };
+    body::off_runtime(bytes, work).await?
+}
+
+fn nearest(sources: &Sources, set: &TargetSet, k: usize) -> Result<Vec<Vec<Scored>>, ApiError> {
+    let info = set.info();
+    if info.rows == 0 {
+        return Ok(vec![Vec::new(); sources.len()]);
+    }
+    if info.dimensions != sources.dim() {
+        let problem = format!(
+            "Value error, the vector has {} components, those of target set {:?} have {}",
+            sources.dim(),
+            info.name,
+            info.dimensions
+        );
+        let loc = vec![Step::Key("body"), Step::Key("source_embedding")];
+        return Err(ApiError::problem(Problem::new("value_error", loc, problem)));
+    }
+    let damaged = |error: &dyn std::fmt::Display| {
+        tracing::error!(%error, set = info.name, "a target set can not be scored");
+        ApiError::refused(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("target set {:?} is damaged; put it again", info.name),
+        )
+    };
+    let dtype = Dtype::parse(info.dtype.name()).ok_or_else(ApiError::internal)?;
+    let rows = Rows::from_bytes(set.rows(), dtype, info.dimensions).map_err(|error| damaged(&error))?;
+    top_k_many(sources, rows, Some(set.norms()), k, Threads::Pool).map_err(|error| damaged(&error))
+}
+
+fn answer<'a>(ranked: Vec<Vec<Scored>>, many: bool, id: impl Fn(usize) -> Option<&'a str>) -> Response {
+    let candidate = |scored: Scored| Candidate {
+        control_id: id(scored.index).map_or_else(|| scored.index.to_string(), str::to_owned),
+        similarity: scored.similarity,
+    };
+    let mut results: Vec<RetrieveResponse> = ranked
+        .into_iter()
+        .map(|scored| RetrieveResponse { candidates: scored.into_iter().map(candidate).collect() })
+        .collect();
+    if many {
+        return Json(RetrieveManyResponse { results }).into_response();
+    }
+    match results.pop() {
+        Some(one) => Json(one).into_response(),
+        None => ApiError::internal().into_response(),
+    }
 }

@@ -1,10 +1,12 @@
 //! The endpoints over fakes of both models, without a socket.
 
+mod compact;
 mod fakes;
 mod refusals;
 mod shape;
+mod target_sets;
 
-use super::{App, Budget, Limits, router};
+use super::{App, Budget, Limits, Resident, router};
 use crate::shutdown::Lifecycle;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
@@ -14,8 +16,8 @@ use std::sync::Arc;
 use std::time::Duration;
 use tower::ServiceExt as _;
 
-/// Room for one of the largest bodies, and half of another.
-const BODIES_BYTES_MAX: usize = 15_000;
+/// Room for one of the largest bodies, and a part of another.
+const BODIES_BYTES_MAX: usize = 13_000;
 
 struct Answer {
     status: StatusCode,
@@ -44,6 +46,7 @@ fn app(models: Models) -> Arc<App> {
             request_timeout: Duration::from_millis(500),
         },
         bodies: Budget::new(BODIES_BYTES_MAX),
+        targets: Arc::default(),
     })
 }
 
@@ -59,6 +62,10 @@ async fn send(app: &Arc<App>, request: Request<Body>) -> Answer {
     let (parts, body) = response.into_parts();
     let bytes = to_bytes(body, usize::MAX).await.expect("a body");
     Answer { status: parts.status, headers: parts.headers, text: String::from_utf8(bytes.to_vec()).expect("UTF-8") }
+}
+
+async fn method(app: &Arc<App>, method: &str, path: &str, body: impl Into<Body>) -> Answer {
+    send(app, Request::builder().method(method).uri(path).body(body.into()).expect("a request")).await
 }
 
 async fn get(app: &Arc<App>, path: &str) -> Answer {

@@ -188,6 +188,11 @@ impl SetWriter {
         Ok(())
     }
 
+    /// Bytes of the rows pushed so far.
+    pub fn rows_bytes(&self) -> u64 {
+        self.rows_bytes
+    }
+
     /// Bytes that the set's file will have, with what was pushed so far.
     pub fn bytes(&self) -> u64 {
         self.temporary.reserved_bytes - layout::PADDING_BYTES_MAX + layout::padding(self.rows_bytes)

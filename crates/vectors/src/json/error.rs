@@ -36,6 +36,8 @@ pub enum ErrorKind {
     IntParsing,
     /// A number below the least one allowed.
     GreaterThanEqual,
+    /// A number above the largest one allowed.
+    LessThanEqual,
     /// Not a string.
     StringType,
     /// Well typed, but without meaning: unequal lengths, a zero vector, a key given twice.
@@ -57,6 +59,7 @@ impl ErrorKind {
             Self::IntFromFloat => "int_from_float",
             Self::IntParsing => "int_parsing",
             Self::GreaterThanEqual => "greater_than_equal",
+            Self::LessThanEqual => "less_than_equal",
             Self::StringType => "string_type",
             Self::ValueError => "value_error",
         }
@@ -90,30 +93,31 @@ impl fmt::Display for BodyError {
 impl std::error::Error for BodyError {}
 
 impl BodyError {
-    pub(super) fn new(loc: &[Loc], kind: ErrorKind, msg: impl Into<String>) -> Self {
+    pub(crate) fn new(loc: &[Loc], kind: ErrorKind, msg: impl Into<String>) -> Self {
         let loc = std::iter::once(Loc::Key("body")).chain(loc.iter().cloned()).collect();
         Self { loc, msg: msg.into(), kind }
     }
 
     /// A value of the right type that makes no sense, in pydantic's manner.
-    pub(super) fn value(loc: &[Loc], msg: impl fmt::Display) -> Self {
+    pub(crate) fn value(loc: &[Loc], msg: impl fmt::Display) -> Self {
         Self::new(loc, ErrorKind::ValueError, format!("Value error, {msg}"))
     }
 }
 
 /// What is at byte `at` is not JSON. [`in_characters`] makes a position for clients of it.
 #[cold]
-pub(super) fn invalid(at: usize, problem: impl fmt::Display) -> BodyError {
+pub(crate) fn invalid(at: usize, problem: impl fmt::Display) -> BodyError {
     BodyError::new(&[Loc::Index(at)], ErrorKind::JsonInvalid, problem.to_string())
 }
 
-/// `error` with the place of malformed JSON counted as Python counts it, in characters of the `body`.
+/// `error`, which was found in `text`, a part of a body with so many characters before it: the place of malformed JSON is
+/// then counted as Python counts it, in characters of the body.
 #[cold]
-pub(super) fn in_characters(mut error: BodyError, body: &[u8]) -> BodyError {
+pub(crate) fn in_characters(mut error: BodyError, text: &[u8], characters_before: usize) -> BodyError {
     if error.kind == ErrorKind::JsonInvalid
         && let Some(Loc::Index(at)) = error.loc.last_mut()
     {
-        *at = character_position(body, *at);
+        *at = characters_before + character_position(text, *at);
     }
     error
 }
@@ -126,7 +130,7 @@ pub fn character_position(body: &[u8], at: usize) -> usize {
 
 /// What is at byte `at` is not what JSON needs there.
 #[cold]
-pub(super) fn malformed(bytes: &[u8], at: usize, expected: &str) -> BodyError {
+pub(crate) fn malformed(bytes: &[u8], at: usize, expected: &str) -> BodyError {
     match bytes.get(at) {
         None => invalid(at, format_args!("expected {expected}, found the end")),
         Some(byte) if byte.is_ascii_graphic() => {

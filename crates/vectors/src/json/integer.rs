@@ -1,4 +1,4 @@
-//! `top_k`: an integer, as leniently as pydantic takes one.
+//! `top_k` and its like: an integer, as leniently as pydantic takes one.
 //!
 //! `5`, `5.0`, `5e0` and `"5"` are 5. Booleans are refused, and so is what is not finite (`1e999`, `NaN`).
 
@@ -8,7 +8,7 @@ use super::number::{NumberFault, skip_number};
 use super::text::{number_error, parse_string};
 
 /// Parses the integer at the cursor, which must be at least 1. What is beyond 64 bits becomes the largest there is.
-pub(super) fn parse_top_k(cursor: &mut Cursor<'_>, loc: &[Loc]) -> Result<usize, BodyError> {
+pub(crate) fn parse_positive(cursor: &mut Cursor<'_>, loc: &[Loc]) -> Result<usize, BodyError> {
     let value = match cursor.peek() {
         Some(b'"') => {
             let text = parse_string(cursor)?;

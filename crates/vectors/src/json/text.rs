@@ -1,18 +1,12 @@
-//! Strings, and values that are stepped over: both are validated to the last byte.
-//!
-//! Nothing here recurses: nesting is a row of bits, bounded, so a million brackets end at bracket
-//! [`NESTING_MAX`] with an error.
+//! Strings, validated to the last byte.
 
 use super::cursor::Cursor;
 use super::error::{BodyError, invalid, malformed};
-use super::number::{NumberFault, skip_number};
+use super::number::NumberFault;
 use std::borrow::Cow;
 
-/// The deepest nesting of a value that is stepped over.
-const NESTING_MAX: u32 = u128::BITS;
-
 /// Parses the string that begins at the cursor (a quote).
-pub(super) fn parse_string<'a>(cursor: &mut Cursor<'a>) -> Result<Cow<'a, str>, BodyError> {
+pub(crate) fn parse_string<'a>(cursor: &mut Cursor<'a>) -> Result<Cow<'a, str>, BodyError> {
     if cursor.peek() != Some(b'"') {
         return Err(cursor.unexpected("'\"'"));
     }
@@ -37,7 +31,7 @@ pub(super) fn parse_string<'a>(cursor: &mut Cursor<'a>) -> Result<Cow<'a, str>, 
 }
 
 /// The text up to the next quote, backslash or control character, or the end.
-fn plain_text<'a>(cursor: &mut Cursor<'a>) -> Result<&'a str, BodyError> {
+pub(crate) fn plain_text<'a>(cursor: &mut Cursor<'a>) -> Result<&'a str, BodyError> {
     let rest = &cursor.bytes[cursor.at..];
     let len = rest.iter().position(|&b| b == b'"' || b == b'\\' || b < 0x20).unwrap_or(rest.len());
     match str::from_utf8(&rest[..len]) {
@@ -50,7 +44,7 @@ fn plain_text<'a>(cursor: &mut Cursor<'a>) -> Result<&'a str, BodyError> {
 }
 
 /// What follows a backslash.
-fn parse_escape(cursor: &mut Cursor<'_>) -> Result<char, BodyError> {
+pub(crate) fn parse_escape(cursor: &mut Cursor<'_>) -> Result<char, BodyError> {
     let start = cursor.at;
     let byte = cursor.peek();
     cursor.at += 1;
@@ -92,63 +86,8 @@ fn parse_hex4(cursor: &mut Cursor<'_>) -> Result<u32, BodyError> {
     Ok(code)
 }
 
-/// Steps over the value at the cursor (no white space before it), whatever it is.
-pub(super) fn skip_value(cursor: &mut Cursor<'_>) -> Result<(), BodyError> {
-    // One bit for each level, the innermost lowest: 1 for an object.
-    let mut objects = 0u128;
-    let mut depth = 0;
-    loop {
-        // At the beginning of a value.
-        cursor.skip_whitespace();
-        match cursor.peek() {
-            Some(open @ (b'[' | b'{')) => {
-                if depth == NESTING_MAX {
-                    return Err(invalid(cursor.at, format_args!("nested deeper than {NESTING_MAX}")));
-                }
-                cursor.at += 1;
-                let is_object = open == b'{';
-                if !cursor.take(if is_object { b'}' } else { b']' }) {
-                    depth += 1;
-                    objects = objects << 1 | u128::from(is_object);
-                    if is_object {
-                        skip_key(cursor)?;
-                    }
-                    continue;
-                }
-            }
-            Some(b'"') => drop(parse_string(cursor)?),
-            Some(b't') => cursor.expect_word("true")?,
-            Some(b'f') => cursor.expect_word("false")?,
-            Some(b'n') => cursor.expect_word("null")?,
-            _ => cursor.at = skip_number(cursor.bytes, cursor.at).map_err(|fault| number_error(cursor, fault))?,
-        }
-        // After a value: on to the next one, out of as many levels as end here.
-        loop {
-            if depth == 0 {
-                return Ok(());
-            }
-            let is_object = objects & 1 == 1;
-            if cursor.another(if is_object { b'}' } else { b']' })? {
-                if is_object {
-                    skip_key(cursor)?;
-                }
-                break;
-            }
-            depth -= 1;
-            objects >>= 1;
-        }
-    }
-}
-
-/// Steps over a key and its colon.
-fn skip_key(cursor: &mut Cursor<'_>) -> Result<(), BodyError> {
-    cursor.skip_whitespace();
-    parse_string(cursor)?;
-    cursor.expect(b':', "':'")
-}
-
 /// A number's fault where any JSON value may stand.
-pub(super) fn number_error(cursor: &Cursor<'_>, fault: NumberFault) -> BodyError {
+pub(crate) fn number_error(cursor: &Cursor<'_>, fault: NumberFault) -> BodyError {
     match fault {
         NumberFault::Malformed { at, expected } => malformed(cursor.bytes, at, expected),
         _ => cursor.unexpected("a value"),

@@ -2,31 +2,57 @@
 
 use super::cursor::Cursor;
 use super::error::{BodyError, ErrorKind, Loc, malformed};
-use super::number::{NumberFault, parse_f32};
+use super::number::{NumberFault, parse_f32, parse_run};
+
+/// Components that are parsed at once, at most.
+const RUN_COMPONENTS: usize = 4096;
+
+/// Components that are parsed one by one after an attempt at a run found none: a body of integers is not to pay for an
+/// attempt with each.
+const RUN_PAUSE: usize = 16;
 
 /// How long a vector should be, and who says so.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Length {
+pub(crate) enum Length {
     AtMost(usize),
     OfSource(usize),
     OfRowsBefore(usize),
+    OfDimensions(usize),
 }
 
 impl Length {
+    /// The length, where it is a certain one.
+    pub(crate) fn exact(self) -> Option<usize> {
+        match self {
+            Self::AtMost(_) => None,
+            Self::OfSource(length) | Self::OfRowsBefore(length) | Self::OfDimensions(length) => Some(length),
+        }
+    }
+
     fn max(self) -> usize {
-        let (Self::AtMost(length) | Self::OfSource(length) | Self::OfRowsBefore(length)) = self;
+        let (Self::AtMost(length) | Self::OfSource(length) | Self::OfRowsBefore(length) | Self::OfDimensions(length)) =
+            self;
         length
     }
 
     fn allows(self, actual: usize) -> bool {
-        match self {
-            Self::AtMost(max) => actual <= max,
-            Self::OfSource(length) | Self::OfRowsBefore(length) => actual == length,
+        self.exact().map_or(actual <= self.max(), |length| actual == length)
+    }
+
+    /// Whether `vector`, which is at `loc`, has the right length and a direction.
+    pub(crate) fn check(self, vector: &[f32], loc: &[Loc]) -> Result<(), BodyError> {
+        if !self.allows(vector.len()) {
+            return Err(self.error(vector.len(), loc));
         }
+        if vector.iter().all(|&x| x == 0.0) {
+            let problem = if vector.is_empty() { "the vector has no components" } else { "the vector is zero" };
+            return Err(BodyError::value(loc, problem));
+        }
+        Ok(())
     }
 
     /// A vector has `actual` components instead.
-    pub(super) fn error(self, actual: usize, loc: &[Loc]) -> BodyError {
+    pub(crate) fn error(self, actual: usize, loc: &[Loc]) -> BodyError {
         match self {
             Self::AtMost(max) => {
                 let msg = format!("List should have at most {max} items after validation, not {actual}");
@@ -34,6 +60,9 @@ impl Length {
             }
             Self::OfSource(length) => {
                 BodyError::value(loc, format_args!("the vector has {actual} components, source_embedding has {length}"))
+            }
+            Self::OfDimensions(length) => {
+                BodyError::value(loc, format_args!("the vector has {actual} components, dimensions is {length}"))
             }
             Self::OfRowsBefore(length) => BodyError::value(
                 loc,
@@ -44,21 +73,25 @@ impl Length {
 }
 
 /// Parses the vector whose `[` is just behind the cursor.
-pub(super) struct VectorParser<'c, 'a> {
-    pub(super) cursor: &'c mut Cursor<'a>,
+pub(crate) struct VectorParser<'c, 'a> {
+    pub(crate) cursor: &'c mut Cursor<'a>,
     /// The vector's place.
-    pub(super) loc: &'c [Loc],
-    pub(super) length: Length,
+    pub(crate) loc: &'c [Loc],
+    pub(crate) length: Length,
 }
 
 impl VectorParser<'_, '_> {
     /// Appends the vector to `out`. On an error, `out` holds part of it.
-    pub(super) fn parse(mut self, out: &mut Vec<f32>) -> Result<(), BodyError> {
+    pub(crate) fn parse(mut self, out: &mut Vec<f32>) -> Result<(), BodyError> {
         let first = out.len();
         let bytes = self.cursor.bytes;
-        let mut any_bits = 0;
         let mut more = !self.cursor.take(b']');
+        let mut run_in = 0;
         while more {
+            if run_in == 0 && self.parse_run(out, first) == 0 {
+                run_in = RUN_PAUSE;
+            }
+            run_in = run_in.saturating_sub(1);
             if out.len() - first == self.length.max() {
                 return Err(self.too_long());
             }
@@ -75,7 +108,6 @@ impl VectorParser<'_, '_> {
             let (value, end) =
                 parse_f32(bytes, at).map_err(|fault| self.component_error(at, out.len() - first, fault))?;
             out.push(value);
-            any_bits |= value.to_bits() << 1;
             more = bytes.get(end) == Some(&b',');
             self.cursor.at = end + 1;
             if !more && bytes.get(end) != Some(&b']') {
@@ -83,15 +115,19 @@ impl VectorParser<'_, '_> {
                 more = self.cursor.another(b']')?;
             }
         }
-        let length = out.len() - first;
-        if !self.length.allows(length) {
-            return Err(self.length.error(length, self.loc));
-        }
-        if any_bits == 0 {
-            let problem = if length == 0 { "the vector has no components" } else { "the vector is zero" };
-            return Err(BodyError::value(self.loc, problem));
-        }
-        Ok(())
+        self.length.check(&out[first..], self.loc)
+    }
+
+    /// Parses what it can at once of the vector that begins at `first` in `out`. How many components that was.
+    fn parse_run(&mut self, out: &mut Vec<f32>, first: usize) -> usize {
+        let before = out.len();
+        let room = (self.length.max() - (before - first)).min(RUN_COMPONENTS);
+        out.resize(before + room, 0.0);
+        self.cursor.skip_whitespace();
+        let (at, count) = parse_run(self.cursor.bytes, self.cursor.at, &mut out[before..]);
+        self.cursor.at = at;
+        out.truncate(before + count);
+        count
     }
 
     /// One more component than allowed: counts how many there are, so that the error can say it.

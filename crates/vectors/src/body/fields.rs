@@ -1,0 +1,64 @@
+//! The fields' names, and what is wrong with them in the words of the body.
+
+use super::Limits;
+use crate::TopKError;
+use crate::json::{BodyError, ErrorKind, Loc};
+
+pub(super) const SOURCE: &str = "source_embedding";
+pub(super) const SOURCES: &str = "source_embeddings";
+pub(super) const TARGETS: &str = "target_embeddings";
+pub(super) const NAME: &str = "targets";
+pub(super) const TARGET_IDS: &str = "target_ids";
+pub(super) const TOP_K: &str = "top_k";
+pub(super) const DIMENSIONS: &str = "dimensions";
+
+pub(super) fn missing(key: &'static str) -> BodyError {
+    BodyError::new(&[Loc::Key(key)], ErrorKind::Missing, "Field required")
+}
+
+/// What scoring finds wrong with a body's vectors, at the fields' places.
+pub fn refusal(error: TopKError) -> BodyError {
+    match error {
+        TopKError::Dimensions { source_dim, rows_dim } => of_source(rows_dim, source_dim, 0),
+        TopKError::Shape(error) => BodyError::value(&[Loc::Key(TARGETS)], error),
+        TopKError::ZeroSource { index } => BodyError::value(&source_loc(index), "the vector is zero"),
+        TopKError::NonFiniteSource { index, component } => not_finite(&source_loc(index), component),
+        TopKError::ZeroRow { row } => BodyError::value(&row_loc(row), "the vector is zero"),
+        TopKError::NonFiniteRow { row, component } => not_finite(&row_loc(row), component),
+    }
+}
+
+/// A row has another length than the source.
+pub(super) fn of_source(row_dim: usize, source_dim: usize, row: usize) -> BodyError {
+    let problem = format_args!("the vector has {row_dim} components, {SOURCE} has {source_dim}");
+    BodyError::value(&row_loc(row), problem)
+}
+
+fn row_loc(row: usize) -> [Loc; 2] {
+    [Loc::Key(TARGETS), Loc::Index(row)]
+}
+
+fn source_loc(source: usize) -> [Loc; 2] {
+    [Loc::Key(SOURCES), Loc::Index(source)]
+}
+
+fn not_finite(loc: &[Loc], component: usize) -> BodyError {
+    let loc = [loc, &[Loc::Index(component)]].concat();
+    BodyError::new(&loc, ErrorKind::FiniteNumber, "Input should be a finite number")
+}
+
+pub(super) fn too_long(loc: &[Loc], what: &str, limit: usize) -> BodyError {
+    BodyError::new(loc, ErrorKind::TooLong, format!("List should have at most {limit} {what}"))
+}
+
+/// Whether there may be a row number `row` (from 0) of `dim` components.
+pub(super) fn check_row(row: usize, dim: usize, limits: &Limits) -> Result<(), BodyError> {
+    let list = [Loc::Key(TARGETS)];
+    if row >= limits.rows_max {
+        return Err(too_long(&list, "rows", limits.rows_max));
+    }
+    if (row + 1).saturating_mul(dim) > limits.components_max {
+        return Err(too_long(&list, "components", limits.components_max));
+    }
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! The threads that computing is spread over: one for each core, however many requests there are.
+//!
+//! Deliberately absent: priorities, and a bound on what waits (whoever hands work out has one).
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+/// Runs `work` on the pool that [`crate::Threads::Pool`] names, soon. A panic in it is logged by the panic hook and ends
+/// nothing else; whoever waits for a result has to notice that none comes.
+pub fn spawn(work: impl FnOnce() + Send + 'static) {
+    rayon::spawn(move || {
+        let _ = catch_unwind(AssertUnwindSafe(work));
+    });
+}
