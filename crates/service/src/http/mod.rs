@@ -82,7 +82,7 @@ impl App {
 
 /// All endpoints.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
         .route("/api/v1/embed", post(embed::single))
@@ -92,6 +92,11 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(docs::routes())
         .fallback(async || ApiError::refused(StatusCode::NOT_FOUND, "Not Found"))
         .method_not_allowed_fallback(async || ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"))
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::observe))
-        .with_state(app)
+        .with_state(Arc::clone(&app));
+    observed(routes, app)
+}
+
+/// `routes` with what happens around every request: an id, a log line, a time limit, and a net under panics.
+pub fn observed(routes: Router, app: Arc<App>) -> Router {
+    routes.layer(middleware::from_fn_with_state(app, observe::observe))
 }
