@@ -11,7 +11,7 @@ use futures::{
     future::{BoxFuture, Shared, WeakShared, join_all},
     stream,
 };
-use nexus_storage::{CacheKey, CacheKeyBuilder, EmbeddingCache};
+use nexus_storage::{CacheKey, CacheKeyBuilder, EmbeddingCache, Vector};
 use std::{
     collections::HashMap,
     sync::{
@@ -248,7 +248,7 @@ impl Inner {
     async fn look_up(&self, keys: &[CacheKey], items: &[&EmbedItem]) -> Vec<Option<Embedding>> {
         let found = self.cache.get(keys).await;
         let all = self.retriever.info().dimensions;
-        let hit = |(vector, item): (Option<Arc<[f32]>>, &&EmbedItem)| {
+        let hit = |(vector, item): (Option<Vector>, &&EmbedItem)| {
             // The key covers the length; a store that answers with another one is not believed.
             let vector = vector.filter(|vector| vector.len() == item.dimensions.unwrap_or(all))?;
             Some(Embedding { vector, cache_hit: true })

@@ -10,6 +10,7 @@
 //! | [`RedbCache`] | a file on this machine, bounded, oldest goes first |
 //! | [`TieredCache`] | memory in front of a slower store |
 //! | [`NoCache`] | keeps nothing |
+//! | [`Vector`] | what is cached: floats, and the bytes that they are sent as |
 //! | [`LocalModels`] | model folders under a root folder |
 //! | [`DigestMemo`] | content digests of large files, computed once |
 //!
@@ -29,6 +30,7 @@ mod redb_store;
 #[cfg(test)]
 mod testing;
 mod tiered;
+mod vector;
 
 pub use cache::{CacheStats, EmbeddingCache};
 pub use digest::{DigestMemo, digest_bytes};
@@ -39,3 +41,4 @@ pub use model_store::{FetchProgress, ModelStore, ModelStoreError, Progress};
 pub use off::NoCache;
 pub use redb_store::{OpenError, RedbCache, RedbOptions};
 pub use tiered::TieredCache;
+pub use vector::Vector;

@@ -12,6 +12,7 @@ mod error;
 mod health;
 mod observe;
 mod openapi;
+mod parts;
 mod rerank;
 mod retrieve;
 pub mod server;
