@@ -35,7 +35,7 @@ UNITS_MS = {"us": 1e-3, "ms": 1.0, "s": 1e3}
 
 @contextmanager
 def running(command, log, environment=None):
-    """The address that the command prints once it listens."""
+    """The address that the command prints once it listens, and its process."""
     process = subprocess.Popen(
         command, env=os.environ | (environment or {}), stdout=subprocess.PIPE, stderr=log, text=True
     )
@@ -43,7 +43,7 @@ def running(command, log, environment=None):
         url = process.stdout.readline().removeprefix("listening on ").strip()
         if not url:
             raise SystemExit(f"{command[0]} did not start")
-        yield url
+        yield url, process.pid
     finally:
         process.terminate()
         process.wait()
@@ -67,17 +67,26 @@ def wait_ready(url):
                 raise SystemExit(f"not ready: {status}") from None
 
 
-def load(url, script, options):
-    """Requests a second, and the latencies p50 and p99 in ms."""
+def cpu_s(pid):
+    """Time that the process has had on all cores."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def load(url, pid, script, options):
+    """Requests a second, the latencies p50 and p99 in ms, and the server's time on the CPU in us a request."""
     command = ["wrk", "-t1", f"-c{options.connections}", f"-d{options.seconds}s", "--latency", "-s", script, url]
+    before = cpu_s(pid)
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    spent_s = cpu_s(pid) - before
     if re.search(r"Non-2xx|Socket errors", text):
         raise SystemExit(text)
     percentile = {
         name: float(value) * UNITS_MS[unit]
         for name, value, unit in re.findall(r"^\s+(50|99)%\s+([\d.]+)(us|ms|s)$", text, re.M)
     }
-    return float(re.search(r"Requests/sec:\s+([\d.]+)", text)[1]), percentile["50"], percentile["99"]
+    rate, requests = (float(re.search(p, text)[1]) for p in (r"Requests/sec:\s+([\d.]+)", r"(\d+) requests in"))
+    return rate, percentile["50"], percentile["99"], spent_s / requests * 1e6
 
 
 def main():
@@ -103,7 +112,7 @@ def main():
             "NEXUS_CACHE_DIR": str(folder / "cache"),
             "NEXUS_PORT": "0",
         }
-        hits = stack.enter_context(running([options.nexus, "serve"], log, environment))
+        hits, hits_pid = stack.enter_context(running([options.nexus, "serve"], log, environment))
         wait_ready(hits)
         hits += "/api/v1/embed"
         body = BODY | {"encoding_format": options.format}
@@ -112,7 +121,8 @@ def main():
         vector = json.loads(answer)
         if not vector["cache_hit"]:
             raise SystemExit("the second answer was not a hit")
-        constant = stack.enter_context(running([options.constant_body, str(len(answer))], log)) + "/constant"
+        constant, constant_pid = stack.enter_context(running([options.constant_body, str(len(answer))], log))
+        constant += "/constant"
         print(f"{len(answer)} bytes a response, {options.connections} connections")
 
         scripts = {}
@@ -122,7 +132,10 @@ def main():
             if method == "POST":
                 text += f"wrk.headers['Content-Type'] = 'application/json'\nwrk.body = [==[{json.dumps(body)}]==]\n"
             scripts[name].write_text(text)
-        turns = {"constant": (constant, scripts["get" if options.get else "post"]), "hits": (hits, scripts["post"])}
+        turns = {
+            "constant": (constant, constant_pid, scripts["get" if options.get else "post"]),
+            "hits": (hits, hits_pid, scripts["post"]),
+        }
         rounds = []
         for number in range(options.rounds + 1):
             # Who goes first changes; the first round warms both up.
@@ -131,11 +144,13 @@ def main():
             if number:
                 rounds.append(measured)
 
-    print("|  | requests/s, best | median | p50 ms, best | median | p99 ms, best | median |\n|---|---|---|---|---|---|---|")
+    print("|  | requests/s, best | median | p50 ms, best | median | p99 ms, best | median | server's CPU us |")
+    print("|---|---|---|---|---|---|---|---|")
     for name in turns:
-        rates, p50s, p99s = zip(*(measured[name] for measured in rounds))
+        rates, p50s, p99s, cpus = zip(*(measured[name] for measured in rounds))
         cells = [f"{max(rates):.0f}", f"{statistics.median(rates):.0f}"]
         cells += [f"{f(values):.3f}" for values in (p50s, p99s) for f in (min, statistics.median)]
+        cells.append(f"{min(cpus):.1f}")
         print(f"| {name} | {' | '.join(cells)} |")
     passed = True
     for label, at, holds, bound in [

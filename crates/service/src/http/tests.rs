@@ -1,6 +1,7 @@
 //! The endpoints over fakes of both models, without a socket.
 
 mod fakes;
+mod hits;
 mod refusals;
 mod shape;
 
