@@ -11,7 +11,7 @@ use futures::{
     future::{BoxFuture, Shared, WeakShared, join_all},
     stream,
 };
-use nexus_storage::{CacheKey, CacheKeyBuilder, EmbeddingCache};
+use nexus_storage::{CacheKey, CacheKeyBuilder, EmbeddingCache, Vector};
 use std::{
     collections::HashMap,
     sync::{
@@ -221,6 +221,24 @@ impl CachedRetriever {
     }
 }
 
+/// Each key once: the positions of their first items; and for each item, which of them it uses.
+fn distinct(keys: &[CacheKey]) -> (Vec<usize>, Vec<usize>) {
+    // A single text needs no table.
+    if keys.len() == 1 {
+        return (vec![0], vec![0]);
+    }
+    let mut known: HashMap<CacheKey, usize> = HashMap::new();
+    let mut firsts = Vec::new();
+    let number = |(at, key): (usize, &CacheKey)| {
+        *known.entry(*key).or_insert_with(|| {
+            firsts.push(at);
+            firsts.len() - 1
+        })
+    };
+    let uses = keys.iter().enumerate().map(number).collect();
+    (firsts, uses)
+}
+
 /// Where the answers for a list of missing texts will be.
 #[derive(Default)]
 struct Joined {
@@ -248,7 +266,7 @@ impl Inner {
     async fn look_up(&self, keys: &[CacheKey], items: &[&EmbedItem]) -> Vec<Option<Embedding>> {
         let found = self.cache.get(keys).await;
         let all = self.retriever.info().dimensions;
-        let hit = |(vector, item): (Option<Arc<[f32]>>, &&EmbedItem)| {
+        let hit = |(vector, item): (Option<Vector>, &&EmbedItem)| {
             // The key covers the length; a store that answers with another one is not believed.
             let vector = vector.filter(|vector| vector.len() == item.dimensions.unwrap_or(all))?;
             Some(Embedding { vector, cache_hit: true })
@@ -288,22 +306,16 @@ impl Retriever for CachedRetriever {
     fn embed(&self, items: Vec<EmbedItem>) -> BoxFuture<'_, Result<Vec<Embedding>, EngineError>> {
         async move {
             let (keys, items) = self.keys(items).await?;
-            // Each key once; `firsts` are the positions of their first items, `uses` says which of them each item uses.
-            let mut known: HashMap<CacheKey, usize> = HashMap::new();
-            let mut firsts = Vec::new();
-            let uses: Vec<usize> = (keys.iter().enumerate())
-                .map(|(at, key)| {
-                    *known.entry(*key).or_insert_with(|| {
-                        firsts.push(at);
-                        firsts.len() - 1
-                    })
-                })
-                .collect();
+            let (firsts, uses) = distinct(&keys);
             let distinct_keys: Vec<CacheKey> = firsts.iter().map(|&at| keys[at]).collect();
             let distinct_items: Vec<&EmbedItem> = firsts.iter().map(|&at| &items[at]).collect();
 
             let looked_up_at = self.in_flight.ended.load(Ordering::SeqCst);
             let mut answers = self.shared.look_up(&distinct_keys, &distinct_items).await;
+            let pick = |answers: &[Option<Embedding>]| uses.iter().filter_map(|&at| answers[at].clone()).collect();
+            if answers.iter().all(Option::is_some) {
+                return Ok(pick(&answers));
+            }
             let (places, missing): (Vec<usize>, Vec<Missing>) = (0..answers.len())
                 .filter(|&at| answers[at].is_none())
                 .map(|at| (at, (distinct_keys[at], distinct_items[at].clone())))
@@ -321,7 +333,7 @@ impl Retriever for CachedRetriever {
             for (at, embedding) in places.into_iter().zip(computed.into_iter().flatten()) {
                 answers[at] = Some(embedding);
             }
-            Ok(uses.into_iter().filter_map(|at| answers[at].clone()).collect())
+            Ok(pick(&answers))
         }
         .boxed()
     }

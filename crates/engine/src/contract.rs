@@ -1,6 +1,7 @@
 //! The two seams: embed texts, score candidates.
 
 use futures::future::BoxFuture;
+use nexus_storage::Vector;
 use std::sync::Arc;
 use thiserror::Error;
 
@@ -46,7 +47,7 @@ pub struct EmbedItem {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Embedding {
     /// Unit length, finite.
-    pub vector: Arc<[f32]>,
+    pub vector: Vector,
     /// Whether the vector came from the cache. A request that waited for an identical one in flight reports `false`.
     pub cache_hit: bool,
 }

@@ -163,7 +163,7 @@ fn unit_vector(mut row: Vec<f32>, length: usize) -> Option<Embedding> {
     if norm == 0.0 {
         return None;
     }
-    let vector: Arc<[f32]> = row.iter().map(|&x| (f64::from(x) / norm) as f32).collect();
+    let vector = row.iter().map(|&x| (f64::from(x) / norm) as f32).collect();
     Some(Embedding { vector, cache_hit: false })
 }
 

@@ -1,8 +1,7 @@
 //! The contract of an embedding cache.
 
-use crate::CacheKey;
+use crate::{CacheKey, Vector};
 use futures::future::BoxFuture;
-use std::sync::Arc;
 
 /// Keeps embeddings by key.
 ///
@@ -14,11 +13,11 @@ pub trait EmbeddingCache: Send + Sync + 'static {
     fn name(&self) -> String;
 
     /// The vectors of `keys`, in order; `None` for a miss.
-    fn get<'a>(&'a self, keys: &'a [CacheKey]) -> BoxFuture<'a, Vec<Option<Arc<[f32]>>>>;
+    fn get<'a>(&'a self, keys: &'a [CacheKey]) -> BoxFuture<'a, Vec<Option<Vector>>>;
 
     /// Keeps `entries`. Returns at once: slow stores write behind, bounded, and drop (and count) what is beyond the
     /// bound.
-    fn put(&self, entries: Vec<(CacheKey, Arc<[f32]>)>);
+    fn put(&self, entries: Vec<(CacheKey, Vector)>);
 
     /// Waits until everything put so far is as durable as this cache makes it.
     fn flush(&self) -> BoxFuture<'_, ()>;

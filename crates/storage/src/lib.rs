@@ -11,6 +11,7 @@
 //! | [`TieredCache`] | memory in front of a slower store |
 //! | [`NoCache`] | keeps nothing |
 //! | [`TargetSets`] | sets of target embeddings that clients named, each a mapped file |
+//! | [`Vector`] | what is cached: floats, and the bytes that they are sent as |
 //! | [`LocalModels`] | model folders under a root folder |
 //! | [`DigestMemo`] | content digests of large files, computed once |
 //!
@@ -31,6 +32,7 @@ mod targets;
 #[cfg(test)]
 mod testing;
 mod tiered;
+mod vector;
 
 pub use cache::{CacheStats, EmbeddingCache};
 pub use digest::{DigestMemo, digest_bytes};
@@ -44,3 +46,4 @@ pub use targets::{
     SetDtype, SetInfo, SetName, SetNameError, SetWriter, TargetError, TargetOptions, TargetSet, TargetSets,
 };
 pub use tiered::TieredCache;
+pub use vector::Vector;

@@ -2,8 +2,14 @@
 //!
 //! One mutex, held for a hash look-up and a few pointer moves: at a few hundred nanoseconds a request against tens of
 //! microseconds for the cheapest request that the service answers, shards would buy nothing.
+//!
+//! What vectors were rendered to (see [`Vector::rendered`]) lies with their entries and counts against the same bound.
+//! It is kept from the first hit on: a long list that is embedded once, and never asked for again, would otherwise take
+//! four times the room. It has at most half of the memory, and goes first where that is too little: to render again
+//! costs far less than to compute again.
 
-use crate::{CacheKey, CacheStats, EmbeddingCache};
+use crate::vector::Place;
+use crate::{CacheKey, CacheStats, EmbeddingCache, Vector};
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use lru::LruCache;
@@ -11,21 +17,45 @@ use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// What an entry costs beside its components: key, links, table slot, reference counts, the allocator's rounding.
-const ENTRY_OVERHEAD_BYTES: usize = 160;
+/// What an entry costs beside its components: key, links, table slot, the place for its rendered bytes, reference
+/// counts, the allocator's rounding.
+const ENTRY_OVERHEAD_BYTES: usize = 288;
+
+/// What rendered bytes cost beside themselves: key, links, table slot, reference counts, the allocator's rounding.
+const RENDERED_OVERHEAD_BYTES: usize = 160;
+
+/// The part of the memory that rendered bytes may have: one in this many bytes.
+const RENDERED_PART: usize = 2;
 
 /// Embeddings in memory, up to a number of bytes.
 pub struct MemoryCache {
-    bytes_max: usize,
-    held: Mutex<Held>,
+    shared: Arc<Shared>,
     hits: AtomicU64,
     misses: AtomicU64,
     refused: AtomicU64,
 }
 
+/// The entries, which the places of their vectors refer back to.
+pub(crate) struct Shared {
+    bytes_max: usize,
+    held: Mutex<Held>,
+}
+
+type Lru<T> = LruCache<CacheKey, T, BuildHasherDefault<KeyHasher>>;
+
 struct Held {
-    entries: LruCache<CacheKey, Arc<[f32]>, BuildHasherDefault<KeyHasher>>,
+    entries: Lru<Entry>,
+    /// The keys of entries whose rendered bytes are counted.
+    rendered: Lru<()>,
+    /// What both cost.
     bytes: usize,
+    rendered_bytes: usize,
+}
+
+struct Entry {
+    vector: Vector,
+    /// What its rendered bytes were counted with: zero until they were.
+    rendered_cost: usize,
 }
 
 impl MemoryCache {
@@ -33,57 +63,121 @@ impl MemoryCache {
     ///
     /// An entry larger than that is not kept; zero keeps nothing.
     pub fn new(bytes_max: usize) -> Self {
+        let held = Held {
+            entries: LruCache::unbounded_with_hasher(BuildHasherDefault::default()),
+            rendered: LruCache::unbounded_with_hasher(BuildHasherDefault::default()),
+            bytes: 0,
+            rendered_bytes: 0,
+        };
         Self {
-            bytes_max,
-            held: Mutex::new(Held {
-                entries: LruCache::unbounded_with_hasher(BuildHasherDefault::default()),
-                bytes: 0,
-            }),
+            shared: Arc::new(Shared { bytes_max, held: Mutex::new(held) }),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         }
     }
 
-    /// Bytes held now.
+    /// Bytes held now, rendered ones included.
     pub fn bytes(&self) -> usize {
-        self.lock().bytes
+        self.shared.lock().bytes
+    }
+
+    /// Bytes held now for what vectors were rendered to.
+    pub fn rendered_bytes(&self) -> usize {
+        self.shared.lock().rendered_bytes
     }
 
     /// The vector of one key, at once; it becomes the most recently used.
-    pub fn get_one(&self, key: &CacheKey) -> Option<Arc<[f32]>> {
-        let found = self.lock().entries.get(key).cloned();
+    pub fn get_one(&self, key: &CacheKey) -> Option<Vector> {
+        let found = self.shared.lock().get(key);
         let counter = if found.is_some() { &self.hits } else { &self.misses };
         counter.fetch_add(1, Ordering::Relaxed);
         found
     }
 
-    /// Keeps one vector, at once; it becomes the most recently used.
-    pub fn put_one(&self, key: CacheKey, vector: Arc<[f32]>) {
-        let cost = cost(&vector);
-        if cost > self.bytes_max || !vector.iter().all(|x| x.is_finite()) {
+    /// Keeps one vector, at once; it becomes the most recently used. Answers the vector as it is held, with a place for
+    /// its rendered bytes, or as it was given where it may not be kept.
+    pub fn put_one(&self, key: CacheKey, vector: Vector) -> Vector {
+        let Shared { bytes_max, .. } = *self.shared;
+        if cost(&vector) > bytes_max || !vector.iter().all(|x| x.is_finite()) {
             self.refused.fetch_add(1, Ordering::Relaxed);
-            return;
+            return vector;
         }
+        let placed = vector.placed(key, &self.shared);
         // Freed after the lock is released.
-        let mut evicted = Vec::new();
-        let mut held = self.lock();
-        held.bytes += cost;
-        if let Some(replaced) = held.entries.put(key, vector) {
-            held.bytes -= self::cost(&replaced);
-            evicted.push(replaced);
-        }
-        while held.bytes > self.bytes_max
-            && let Some((_, oldest)) = held.entries.pop_lru()
-        {
-            held.bytes -= self::cost(&oldest);
-            evicted.push(oldest);
-        }
+        let mut freed = Vec::new();
+        let mut held = self.shared.lock();
+        freed.extend(held.remove(&key));
+        held.bytes += cost(&placed);
+        held.entries.put(key, Entry { vector: placed.clone(), rendered_cost: 0 });
+        held.fit(bytes_max, &self.shared, &mut freed);
+        placed
     }
+}
 
+impl Shared {
     fn lock(&self) -> MutexGuard<'_, Held> {
         // Nothing between lock and unlock panics; and if it did, a cache may go on.
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts the bytes that `place` was filled with a moment ago. Where its entry has left or was replaced in the
+    /// meantime, they live as long as those who hold the vector, and are not the cache's.
+    pub(crate) fn count_rendered(self: &Arc<Self>, place: &Arc<Place>) {
+        let Some(bytes) = place.rendered.get() else { return };
+        let mut freed = Vec::new();
+        let mut held = self.lock();
+        let cost = bytes.len() + RENDERED_OVERHEAD_BYTES;
+        match held.entries.peek_mut(&place.key) {
+            Some(entry) if entry.vector.has_place(place) && entry.rendered_cost == 0 => entry.rendered_cost = cost,
+            _ => return,
+        }
+        held.bytes += cost;
+        held.rendered_bytes += cost;
+        held.rendered.put(place.key, ());
+        held.fit(self.bytes_max, self, &mut freed);
+    }
+}
+
+impl Held {
+    fn get(&mut self, key: &CacheKey) -> Option<Vector> {
+        let entry = self.entries.get(key)?;
+        if entry.rendered_cost > 0 {
+            self.rendered.promote(key);
+        }
+        Some(entry.vector.clone())
+    }
+
+    /// Takes an entry out, with all that it was counted with.
+    fn remove(&mut self, key: &CacheKey) -> Option<Vector> {
+        let Entry { vector, rendered_cost } = self.entries.pop(key)?;
+        self.bytes -= cost(&vector) + rendered_cost;
+        if rendered_cost > 0 {
+            self.rendered_bytes -= rendered_cost;
+            self.rendered.pop(key);
+        }
+        Some(vector)
+    }
+
+    /// Makes everything fit into its bounds.
+    fn fit(&mut self, bytes_max: usize, shared: &Arc<Shared>, freed: &mut Vec<Vector>) {
+        while self.rendered_bytes > bytes_max / RENDERED_PART
+            && let Some((key, ())) = self.rendered.pop_lru()
+        {
+            if let Some(entry) = self.entries.peek_mut(&key) {
+                // Who holds the old place keeps its bytes; the entry starts anew.
+                let anew = entry.vector.placed(key, shared);
+                freed.push(std::mem::replace(&mut entry.vector, anew));
+                let cost = std::mem::take(&mut entry.rendered_cost);
+                self.bytes -= cost;
+                self.rendered_bytes -= cost;
+            }
+        }
+        while self.bytes > bytes_max
+            && let Some((&key, _)) = self.entries.peek_lru()
+        {
+            freed.extend(self.remove(&key));
+        }
     }
 }
 
@@ -93,14 +187,14 @@ fn cost(vector: &[f32]) -> usize {
 
 impl EmbeddingCache for MemoryCache {
     fn name(&self) -> String {
-        format!("memory {} MiB", self.bytes_max >> 20)
+        format!("memory {} MiB", self.shared.bytes_max >> 20)
     }
 
-    fn get<'a>(&'a self, keys: &'a [CacheKey]) -> BoxFuture<'a, Vec<Option<Arc<[f32]>>>> {
+    fn get<'a>(&'a self, keys: &'a [CacheKey]) -> BoxFuture<'a, Vec<Option<Vector>>> {
         ready(keys.iter().map(|key| self.get_one(key)).collect()).boxed()
     }
 
-    fn put(&self, entries: Vec<(CacheKey, Arc<[f32]>)>) {
+    fn put(&self, entries: Vec<(CacheKey, Vector)>) {
         for (key, vector) in entries {
             self.put_one(key, vector);
         }
@@ -112,7 +206,7 @@ impl EmbeddingCache for MemoryCache {
 
     fn stats(&self) -> CacheStats {
         CacheStats {
-            entries: Some(self.lock().entries.len() as u64),
+            entries: Some(self.shared.lock().entries.len() as u64),
             hits: self.hits.load(Ordering::Relaxed),
             misses: self.misses.load(Ordering::Relaxed),
             damaged: 0,
@@ -141,79 +235,4 @@ impl Hasher for KeyHasher {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::testing::{awkward, bits, key, vector};
-    use futures::executor::block_on;
-
-    #[test]
-    fn a_hit_is_what_was_put() {
-        let cache = MemoryCache::new(1 << 20);
-        cache.put(vec![(key(1), awkward())]);
-        let found = block_on(cache.get(&[key(2), key(1)]));
-        assert_eq!(found[0], None);
-        assert_eq!(bits(found[1].as_ref().unwrap()), bits(&awkward()));
-        assert_eq!(cache.stats(), CacheStats { entries: Some(1), hits: 1, misses: 1, damaged: 0, dropped: 0 });
-    }
-
-    #[test]
-    fn the_bound_holds() {
-        let one = cost(&[0.0; 100]);
-        let cache = MemoryCache::new(10 * one + one / 2);
-        for i in 0..1000 {
-            cache.put_one(key(i), vector(&[1.0; 100]));
-            assert!(cache.bytes() <= 10 * one);
-            assert_eq!(cache.bytes(), cache.stats().entries.unwrap() as usize * one);
-        }
-        assert_eq!(cache.stats().entries, Some(10));
-        // Replacing counts the difference.
-        cache.put_one(key(999), vector(&[1.0; 50]));
-        assert_eq!(cache.bytes(), 10 * one - 200);
-    }
-
-    #[test]
-    fn the_least_recently_used_goes_first() {
-        let cache = MemoryCache::new(3 * cost(&[0.0]));
-        for i in 0..3 {
-            cache.put_one(key(i), vector(&[i as f32]));
-        }
-        assert!(cache.get_one(&key(0)).is_some());
-        cache.put_one(key(3), vector(&[3.0]));
-        let held: Vec<bool> = (0..4).map(|i| cache.get_one(&key(i)).is_some()).collect();
-        assert_eq!(held, [true, false, true, true]);
-    }
-
-    #[test]
-    fn what_may_not_be_kept_is_counted() {
-        let cache = MemoryCache::new(1000);
-        cache.put_one(key(1), vector(&[1.0, f32::NAN]));
-        cache.put_one(key(2), vector(&[f32::NEG_INFINITY]));
-        cache.put_one(key(3), vector(&[1.0; 1000]));
-        assert_eq!((cache.stats().entries, cache.stats().dropped, cache.bytes()), (Some(0), 3, 0));
-        let nothing = MemoryCache::new(0);
-        nothing.put_one(key(1), vector(&[]));
-        assert_eq!(nothing.stats().entries, Some(0));
-    }
-
-    #[test]
-    fn used_from_many_threads() {
-        let cache = MemoryCache::new(50 * cost(&[0.0]));
-        std::thread::scope(|scope| {
-            for thread in 0..4 {
-                let cache = &cache;
-                scope.spawn(move || {
-                    for i in 0..5000 {
-                        let i = (i * 7 + thread) % 100;
-                        match cache.get_one(&key(i)) {
-                            Some(found) => assert_eq!(&*found, [i as f32]),
-                            None => cache.put_one(key(i), vector(&[i as f32])),
-                        }
-                    }
-                });
-            }
-        });
-        assert!(cache.bytes() <= 50 * cost(&[0.0]));
-        let stats = cache.stats();
-        assert_eq!(stats.hits + stats.misses, 20_000);
-    }
-}
+mod tests;

@@ -1,9 +1,8 @@
 //! The cache that keeps nothing, for those who turned caching off.
 
-use crate::{CacheKey, CacheStats, EmbeddingCache};
+use crate::{CacheKey, CacheStats, EmbeddingCache, Vector};
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Misses every read and forgets every write.
@@ -24,12 +23,12 @@ impl EmbeddingCache for NoCache {
         "off".to_owned()
     }
 
-    fn get<'a>(&'a self, keys: &'a [CacheKey]) -> BoxFuture<'a, Vec<Option<Arc<[f32]>>>> {
+    fn get<'a>(&'a self, keys: &'a [CacheKey]) -> BoxFuture<'a, Vec<Option<Vector>>> {
         self.misses.fetch_add(keys.len() as u64, Ordering::Relaxed);
         ready(vec![None; keys.len()]).boxed()
     }
 
-    fn put(&self, _entries: Vec<(CacheKey, Arc<[f32]>)>) {}
+    fn put(&self, _entries: Vec<(CacheKey, Vector)>) {}
 
     fn flush(&self) -> BoxFuture<'_, ()> {
         ready(()).boxed()
@@ -49,7 +48,7 @@ mod tests {
     fn misses_everything() {
         let cache = NoCache::new();
         let key = CacheKey::from_bytes([1; 32]);
-        cache.put(vec![(key, Arc::from([1.0f32]))]);
+        cache.put(vec![(key, Vector::from([1.0]))]);
         block_on(cache.flush());
         assert_eq!(block_on(cache.get(&[key, key])), [None, None]);
         assert_eq!(cache.stats(), CacheStats { entries: Some(0), misses: 2, ..CacheStats::default() });

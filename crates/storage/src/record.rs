@@ -13,9 +13,8 @@
 //! The checksum covers the key, so that an entry under another's key is damaged, too. SHA-256 since the crate needs it
 //! anyway, and it runs at gigabytes a second on the machines this is for.
 
-use crate::CacheKey;
+use crate::{CacheKey, Vector};
 use sha2::{Digest, Sha256};
-use std::sync::Arc;
 
 const MAGIC: [u8; 4] = *b"nxev";
 const VERSION: u32 = 1;
@@ -58,7 +57,7 @@ pub(crate) fn encode(key: &CacheKey, vector: &[f32]) -> Option<Vec<u8>> {
 }
 
 /// The vector of an entry that was put under `key`.
-pub(crate) fn decode(key: &CacheKey, record: &[u8]) -> Result<Arc<[f32]>, Damage> {
+pub(crate) fn decode(key: &CacheKey, record: &[u8]) -> Result<Vector, Damage> {
     let (header, payload) = record.split_first_chunk::<HEADER_BYTES>().ok_or(Damage::Truncated)?;
     let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     if header[..4] != MAGIC {
@@ -74,7 +73,7 @@ pub(crate) fn decode(key: &CacheKey, record: &[u8]) -> Result<Arc<[f32]>, Damage
     if header[CHECKED_BYTES..] != checksum(&header[..CHECKED_BYTES], key, payload) {
         return Err(Damage::Checksum);
     }
-    let vector: Arc<[f32]> = components.iter().map(|&c| f32::from_le_bytes(c)).collect();
+    let vector: Vector = components.iter().map(|&c| f32::from_le_bytes(c)).collect();
     // No version of this code wrote it; the promise is worth the nanoseconds.
     if all_finite(&vector) { Ok(vector) } else { Err(Damage::NonFinite) }
 }

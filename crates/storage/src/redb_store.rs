@@ -16,7 +16,7 @@ mod writer;
 
 pub use open::OpenError;
 
-use crate::{CacheKey, CacheStats, EmbeddingCache, record};
+use crate::{CacheKey, CacheStats, EmbeddingCache, Vector, record};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use redb::Database;
@@ -130,7 +130,7 @@ impl EmbeddingCache for RedbCache {
         format!("redb {}", self.store.path.display())
     }
 
-    fn get<'a>(&'a self, keys: &'a [CacheKey]) -> BoxFuture<'a, Vec<Option<Arc<[f32]>>>> {
+    fn get<'a>(&'a self, keys: &'a [CacheKey]) -> BoxFuture<'a, Vec<Option<Vector>>> {
         async move {
             let Ok(runtime) = Handle::try_current() else {
                 return self.store.read(keys);
@@ -142,7 +142,7 @@ impl EmbeddingCache for RedbCache {
         .boxed()
     }
 
-    fn put(&self, entries: Vec<(CacheKey, Arc<[f32]>)>) {
+    fn put(&self, entries: Vec<(CacheKey, Vector)>) {
         self.writer.put(entries);
     }
 
@@ -162,7 +162,7 @@ impl EmbeddingCache for RedbCache {
 }
 
 impl Store {
-    fn read(&self, keys: &[CacheKey]) -> Vec<Option<Arc<[f32]>>> {
+    fn read(&self, keys: &[CacheKey]) -> Vec<Option<Vector>> {
         let found = self.try_read(keys).unwrap_or_else(|| vec![None; keys.len()]);
         let hits = found.iter().flatten().count() as u64;
         self.hits.fetch_add(hits, Ordering::Relaxed);
@@ -170,7 +170,7 @@ impl Store {
         found
     }
 
-    fn try_read(&self, keys: &[CacheKey]) -> Option<Vec<Option<Arc<[f32]>>>> {
+    fn try_read(&self, keys: &[CacheKey]) -> Option<Vec<Option<Vector>>> {
         if self.retired.load(Ordering::Relaxed) {
             return None;
         }

@@ -1,6 +1,6 @@
 //! Memory in front of a slower store.
 
-use crate::{CacheKey, CacheStats, EmbeddingCache, MemoryCache};
+use crate::{CacheKey, CacheStats, EmbeddingCache, MemoryCache, Vector};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,7 +47,7 @@ impl EmbeddingCache for TieredCache {
         }
     }
 
-    fn get<'a>(&'a self, keys: &'a [CacheKey]) -> BoxFuture<'a, Vec<Option<Arc<[f32]>>>> {
+    fn get<'a>(&'a self, keys: &'a [CacheKey]) -> BoxFuture<'a, Vec<Option<Vector>>> {
         async move {
             let mut found: Vec<_> = keys.iter().map(|key| self.memory.get_one(key)).collect();
             if let Some(store) = self.store.get() {
@@ -56,8 +56,7 @@ impl EmbeddingCache for TieredCache {
                     let lacking_keys: Vec<CacheKey> = lacking.iter().map(|&i| keys[i]).collect();
                     for (i, vector) in lacking.into_iter().zip(store.get(&lacking_keys).await) {
                         if let Some(vector) = vector {
-                            self.memory.put_one(keys[i], Arc::clone(&vector));
-                            found[i] = Some(vector);
+                            found[i] = Some(self.memory.put_one(keys[i], vector));
                         }
                     }
                 }
@@ -70,9 +69,9 @@ impl EmbeddingCache for TieredCache {
         .boxed()
     }
 
-    fn put(&self, entries: Vec<(CacheKey, Arc<[f32]>)>) {
+    fn put(&self, entries: Vec<(CacheKey, Vector)>) {
         for (key, vector) in &entries {
-            self.memory.put_one(*key, Arc::clone(vector));
+            self.memory.put_one(*key, vector.clone());
         }
         if let Some(store) = self.store.get() {
             store.put(entries);
@@ -116,8 +115,9 @@ mod tests {
         assert_eq!(found, [Some(vector(&[1.0])), Some(vector(&[2.0])), None]);
         let after = store.stats();
         assert_eq!((after.hits - before.hits, after.misses - before.misses), (1, 1), "memory answers for the second");
-        // What the store had is in memory now.
-        assert!(cache.memory().get_one(&key(1)).is_some());
+        // What the store had is in memory now, with what the first to read it made of it.
+        let bytes = found[0].as_ref().unwrap().rendered(|_| "one".into());
+        assert_eq!(cache.memory().get_one(&key(1)).unwrap().rendered(|_| "other".into()), bytes);
         assert_eq!((cache.stats().hits, cache.stats().misses), (2, 1));
     }
 

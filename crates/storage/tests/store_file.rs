@@ -3,10 +3,9 @@
 #![expect(clippy::print_stdout, reason = "how the other process answers")]
 
 use futures::executor::block_on;
-use nexus_storage::{CacheKey, CacheKeyBuilder, EmbeddingCache, OpenError, RedbCache, RedbOptions};
+use nexus_storage::{CacheKey, CacheKeyBuilder, EmbeddingCache, OpenError, RedbCache, RedbOptions, Vector};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::{env, fs};
 
 /// Names the store that [`open_for_another_process`] opens.
@@ -17,7 +16,7 @@ fn fixture() -> PathBuf {
 }
 
 /// What the fixture holds: a key made by [`CacheKeyBuilder`], so that its layout is held as well, and the vector.
-fn entries() -> Vec<(CacheKey, Arc<[f32]>)> {
+fn entries() -> Vec<(CacheKey, Vector)> {
     let keys = CacheKeyBuilder::new(&[1; 32], &[2; 32], "last", 512, "f32");
     (0..8u32)
         .map(|i| {
@@ -46,7 +45,7 @@ fn a_file_of_version_1_is_all_hits() {
     assert_eq!(cache.stats().entries, Some(8));
     assert_all_hits(&cache);
     // It can be written to as well.
-    cache.put(vec![(CacheKey::from_bytes([9; 32]), Arc::from([1.0f32]))]);
+    cache.put(vec![(CacheKey::from_bytes([9; 32]), Vector::from([1.0]))]);
     block_on(cache.flush());
     assert_eq!(cache.stats().entries, Some(9));
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "nothing was moved aside");
@@ -132,7 +131,7 @@ fn write_and_wait_to_be_killed() {
     // More, of which some is being written when the end comes.
     for i in 0..=u64::MAX {
         let key = CacheKeyBuilder::new(&[3; 32], &[3; 32], "last", 512, "f32").key(None, 16, &i.to_string());
-        cache.put(vec![(key, Arc::from([i as f32; 16]))]);
+        cache.put(vec![(key, Vector::from([i as f32; 16]))]);
         std::thread::sleep(std::time::Duration::from_micros(50));
     }
 }

@@ -58,20 +58,20 @@ impl Retriever for Fake {
 }
 
 #[derive(Default)]
-struct MapCache(Mutex<HashMap<CacheKey, Arc<[f32]>>>);
+struct MapCache(Mutex<HashMap<CacheKey, Vector>>);
 
 impl EmbeddingCache for MapCache {
     fn name(&self) -> String {
         "map".into()
     }
 
-    fn get<'a>(&'a self, keys: &'a [CacheKey]) -> BoxFuture<'a, Vec<Option<Arc<[f32]>>>> {
+    fn get<'a>(&'a self, keys: &'a [CacheKey]) -> BoxFuture<'a, Vec<Option<Vector>>> {
         let map = self.0.lock().unwrap();
         let found = keys.iter().map(|key| map.get(key).cloned()).collect();
         async move { found }.boxed()
     }
 
-    fn put(&self, entries: Vec<(CacheKey, Arc<[f32]>)>) {
+    fn put(&self, entries: Vec<(CacheKey, Vector)>) {
         self.0.lock().unwrap().extend(entries);
     }
 

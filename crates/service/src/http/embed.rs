@@ -1,11 +1,13 @@
 //! `/api/v1/embed` and `/api/v1/embed/batch`: texts to vectors.
 
 use super::error::{ApiError, BodyRefusals, ModelRefusals, Problem, Step};
+use super::parts::Writer;
 use super::validate::{Fields, Problems};
 use super::{App, body};
 use axum::extract::{Request, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use nexus_engine::{EmbedItem, Embedding, Retriever};
 use serde::Serialize;
 use serde_json::json;
@@ -256,13 +258,13 @@ fn check_dimensions(items: &[Item], max: usize) -> Result<(), ApiError> {
 }
 
 fn respond(heads: &[(String, EncodingFormat)], embeddings: &[Embedding], form: Form) -> Result<Response, ApiError> {
-    let mut out = Vec::new();
+    let mut out = Writer::default();
     if let Form::Batch = form {
-        out.extend_from_slice(b"{\"results\":[");
+        out.text().extend_from_slice(b"{\"results\":[");
     }
     for (i, ((control_id, format), embedding)) in heads.iter().zip(embeddings).enumerate() {
         if i > 0 {
-            out.push(b',');
+            out.text().push(b',');
         }
         write_result(control_id, *format, embedding, &mut out).map_err(|error| {
             tracing::error!(%error, "an embedding can not be written");
@@ -270,9 +272,9 @@ fn respond(heads: &[(String, EncodingFormat)], embeddings: &[Embedding], form: F
         })?;
     }
     if let Form::Batch = form {
-        out.extend_from_slice(b"]}");
+        out.text().extend_from_slice(b"]}");
     }
-    Ok(([(header::CONTENT_TYPE, "application/json")], out).into_response())
+    Ok(([(header::CONTENT_TYPE, "application/json")], out.finish()).into_response())
 }
 
 /// By hand, because a vector takes most of the response: its numbers are written as f32, and faster than through serde.
@@ -280,20 +282,30 @@ fn write_result(
     control_id: &str,
     format: EncodingFormat,
     embedding: &Embedding,
-    out: &mut Vec<u8>,
+    out: &mut Writer,
 ) -> serde_json::Result<()> {
-    out.extend_from_slice(b"{\"control_id\":");
-    control_id.serialize(&mut serde_json::Serializer::new(&mut *out))?;
-    out.extend_from_slice(b",\"embedding\":");
+    let Embedding { vector, cache_hit } = embedding;
+    out.text().extend_from_slice(b"{\"control_id\":");
+    control_id.serialize(&mut serde_json::Serializer::new(out.text()))?;
+    out.text().extend_from_slice(b",\"embedding\":");
     match format {
-        EncodingFormat::Float => nexus_vectors::write_f32_json(&embedding.vector, out),
+        // The text of a hit is kept with the vector. That of a miss is not: most are never asked for again.
+        EncodingFormat::Float if *cache_hit => out.shared(vector.rendered(json_of)),
+        EncodingFormat::Float => nexus_vectors::write_f32_json(vector, out.text()),
         EncodingFormat::Base64 => {
-            out.push(b'"');
-            out.extend_from_slice(nexus_vectors::encode_base64(&embedding.vector).as_bytes());
-            out.push(b'"');
+            out.text().push(b'"');
+            out.text().extend_from_slice(nexus_vectors::encode_base64(vector).as_bytes());
+            out.text().push(b'"');
         }
     }
-    out.extend_from_slice(b",\"cache_hit\":");
-    out.extend_from_slice(if embedding.cache_hit { b"true}" } else { b"false}" });
+    out.text().extend_from_slice(b",\"cache_hit\":");
+    out.text().extend_from_slice(if *cache_hit { b"true}" } else { b"false}" });
     Ok(())
+}
+
+fn json_of(vector: &[f32]) -> Bytes {
+    let mut json = Vec::new();
+    nexus_vectors::write_f32_json(vector, &mut json);
+    // It may be kept for long, and as many bytes are counted as are in it.
+    json.into_boxed_slice().into()
 }

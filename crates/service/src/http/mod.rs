@@ -14,6 +14,7 @@ mod health;
 mod ingest;
 mod observe;
 mod openapi;
+mod parts;
 mod rerank;
 mod retrieve;
 pub mod server;
@@ -94,7 +95,7 @@ impl App {
 
 /// All endpoints.
 pub fn router(app: Arc<App>) -> Router {
-    Router::new()
+    let routes = Router::new()
         .route("/health", get(health::health))
         .route("/ready", get(health::ready))
         .route("/api/v1/embed", post(embed::single))
@@ -106,9 +107,14 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(docs::routes())
         .fallback(async || ApiError::refused(StatusCode::NOT_FOUND, "Not Found"))
         .method_not_allowed_fallback(async || ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"))
-        .layer(compression())
-        .layer(middleware::from_fn_with_state(Arc::clone(&app), observe::observe))
-        .with_state(app)
+        .with_state(Arc::clone(&app));
+    observed(routes, app)
+}
+
+/// `routes` with what happens around every request: an id, a log line, a time limit, a net under panics, and compression
+/// for who asks for it.
+pub fn observed(routes: Router, app: Arc<App>) -> Router {
+    routes.layer(compression()).layer(middleware::from_fn_with_state(app, observe::observe))
 }
 
 /// Responses are compressed for clients that ask for it, fast rather than well: what is large is numbers, which do not

@@ -2,6 +2,7 @@
 
 mod compact;
 mod fakes;
+mod hits;
 mod refusals;
 mod shape;
 mod target_sets;

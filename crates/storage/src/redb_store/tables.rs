@@ -3,12 +3,11 @@
 //! `embeddings` holds the records by key; `order` numbers the keys in the order in which they were first put;
 //! `totals` holds the sum of what the entries are charged. All three change in the same transaction, so they agree.
 
-use crate::{CacheKey, record};
+use crate::{CacheKey, Vector, record};
 use redb::{
     AccessGuard, Database, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable, ReadableTableMetadata, Table,
     TableDefinition, WriteTransaction,
 };
-use std::sync::Arc;
 
 const EMBEDDINGS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("embeddings");
 const ORDER: TableDefinition<u64, &[u8; 32]> = TableDefinition::new("order");
@@ -50,7 +49,7 @@ pub(super) fn prepare(database: &Database) -> Result<u64, redb::Error> {
 /// held after it, and how many of `entries` were refused.
 pub(super) fn write(
     database: &Database,
-    entries: &[(CacheKey, Arc<[f32]>)],
+    entries: &[(CacheKey, Vector)],
     bytes_max: u64,
 ) -> Result<(u64, u64), redb::Error> {
     let transaction = begin(database)?;

@@ -24,12 +24,12 @@ fn open(path: &Path) -> RedbCache {
     RedbCache::open(path, options()).unwrap()
 }
 
-fn put(cache: &RedbCache, entries: impl IntoIterator<Item = (CacheKey, Arc<[f32]>)>) {
+fn put(cache: &RedbCache, entries: impl IntoIterator<Item = (CacheKey, Vector)>) {
     cache.put(entries.into_iter().collect());
     block_on(cache.flush());
 }
 
-fn get(cache: &RedbCache, i: u64) -> Option<Arc<[f32]>> {
+fn get(cache: &RedbCache, i: u64) -> Option<Vector> {
     block_on(cache.get(&[key(i)])).remove(0)
 }
 

@@ -4,7 +4,7 @@
 //! them in one transaction. An entry counts against the bounds until its transaction is over.
 
 use super::{Store, tables};
-use crate::{CacheKey, record};
+use crate::{CacheKey, Vector, record};
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use std::io;
@@ -31,7 +31,7 @@ struct Waiting {
 }
 
 enum Message {
-    Put(CacheKey, Arc<[f32]>),
+    Put(CacheKey, Vector),
     Flush(oneshot::Sender<()>),
 }
 
@@ -46,7 +46,7 @@ impl Writer {
         Ok(Self { store, waiting, queue: Some(queue), thread: Some(thread) })
     }
 
-    pub(super) fn put(&self, entries: Vec<(CacheKey, Arc<[f32]>)>) {
+    pub(super) fn put(&self, entries: Vec<(CacheKey, Vector)>) {
         for (key, vector) in entries {
             let bytes = size_of_val::<[f32]>(&vector);
             let sent = record::all_finite(&vector)
@@ -127,7 +127,7 @@ fn run(store: &Store, waiting: &Waiting, messages: &Receiver<Message>) {
     }
 }
 
-fn write(store: &Store, batch: &[(CacheKey, Arc<[f32]>)]) {
+fn write(store: &Store, batch: &[(CacheKey, Vector)]) {
     if batch.is_empty() {
         return;
     }

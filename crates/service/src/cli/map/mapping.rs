@@ -4,8 +4,8 @@ use super::catalog::{Catalog, Control};
 use crate::cli::ready;
 use futures::{StreamExt as _, TryStreamExt as _};
 use nexus_engine::{EmbedItem, EngineError, Models, Reranker, Retriever};
+use nexus_storage::Vector;
 use nexus_vectors::{Rows, Threads, top_k};
-use std::sync::Arc;
 use std::time::Duration;
 
 /// Texts in one call. Enough to fill batches, few enough for the bar to move.
@@ -60,11 +60,7 @@ pub(super) async fn compute(
     result
 }
 
-async fn embed(
-    retriever: &dyn Retriever,
-    controls: &[Control],
-    label: &'static str,
-) -> Result<Vec<Arc<[f32]>>, String> {
+async fn embed(retriever: &dyn Retriever, controls: &[Control], label: &'static str) -> Result<Vec<Vector>, String> {
     let progress = ready::bar(label, controls.len() as u64, "{msg} [{bar:30}] {pos} of {len}, {eta} left");
     let result: Result<Vec<_>, EngineError> = futures::stream::iter(controls.chunks(EMBED_ITEMS))
         .map(async |chunk: &[Control]| {
