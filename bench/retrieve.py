@@ -35,6 +35,8 @@ ORIGINAL_S = 60
 ORIGINAL_RUNS_MIN = 2
 WRK_S = 5
 RATE_HZ = 200
+# After it, all the code that a request needs is in memory, and what a server holds is what it holds idle.
+SMALLEST = {"source_embedding": [1, 0], "target_embeddings": [[1, 1]]}
 
 
 @dataclass
@@ -84,10 +86,10 @@ def measure(options, body, exact, with_original, before=None):
     running = [servers.nexus(options.binary)]
     try:
         if with_original:
-            running.append(servers.original())
+            running.append(servers.original(options.original_python))
         results = [Measured() for _ in running]
         for server, result in zip(running, results):
-            client.post_json(server.address, "/api/v1/retrieve", {"source_embedding": [1, 0], "target_embeddings": [[1, 1]]})
+            client.post_json(server.address, "/api/v1/retrieve", SMALLEST)
             if before and (answer := client.exchange(server.address, before)).status not in (200, 201, 204):
                 result.refused = str(answer.status)
             result.base_mib = server.resident_mib()
@@ -162,8 +164,9 @@ def compare_hits(options, folder, models, bars):
     running = [servers.nexus(options.binary, models)]
     try:
         if not options.skip_original:
-            running.append(servers.original())
+            running.append(servers.original(options.original_python))
         rates = {server.name: [] for server in running}
+        cpu_us = {server.name: [] for server in running}
         for server in running:
             width = small.warm(server)
             if width != bodies.DIMENSIONS:
@@ -172,13 +175,16 @@ def compare_hits(options, folder, models, bars):
             server.forget_peak()
         for _ in range(3):
             for server in running:
+                before_s = server.cpu_s()
                 rates[server.name].append(small.hits_per_second(server, folder, WRK_S))
+                cpu_us[server.name].append((server.cpu_s() - before_s) / (rates[server.name][-1] * WRK_S) * 1e6)
                 note(f"  {server.name}: {rates[server.name][-1]:,.0f} hits/s")
         print(f"\n| hits of the cache, {bodies.DIMENSIONS} floats, wrk with {small.CONNECTIONS} connections | "
-              "hits/s, median (best) | MiB over the start |\n|---|---|---|")
+              "hits/s, median (best) | server's CPU a hit | MiB over the start |\n" + "|---" * 4 + "|")
         for server in running:
             values = rates[server.name]
             print(f"| {server.name} | {statistics.median(values):,.0f} ({max(values):,.0f}) | "
+                  f"{statistics.median(cpu_us[server.name]):,.0f} µs | "
                   f"{server.peak_mib() - server.base_mib:,.0f} |", flush=True)
         if len(running) == 2:
             ratio = statistics.median(rates["nexus"]) / statistics.median(rates["original"])
@@ -193,7 +199,8 @@ def beside_large(options, vectors, targets, models, bars):
     """Latencies of hits while the largest JSON body is sent over and over."""
     body = bodies.json_source_first(vectors, targets)
     count = len(vectors.targets)
-    print(f"\n| hits at {RATE_HZ} a second | from when due: p50 | p99 | max | from when sent: p99 |\n|---|---|---|---|---|")
+    columns = f"hits at {RATE_HZ} a second | from when due: p50 | p99 | max | from when sent: p99"
+    print(f"\n| {columns} |\n" + "|---" * 5 + "|")
 
     def measure_one(name, server, times):
         with small.Beside(server, RATE_HZ) as beside:
@@ -210,9 +217,10 @@ def beside_large(options, vectors, targets, models, bars):
         small.warm(server)
         measure_one("nexus, alone", server, 0)
         p99 = measure_one(f"nexus, beside {count:,} targets in JSON, {options.runs} times", server, options.runs)
-        bars.append((f"hits beside {count:,} targets in JSON: p99 under {P99_MS_BAR} ms", p99 < P99_MS_BAR, f"{p99:.1f} ms"))
+        text = f"hits beside {count:,} targets in JSON: p99 under {P99_MS_BAR} ms"
+        bars.append((text, p99 < P99_MS_BAR, f"{p99:.1f} ms"))
     if not options.skip_original:
-        with servers.original() as server:
+        with servers.original(options.original_python) as server:
             small.warm(server)
             measure_one("original, alone", server, 0)
             measure_one(f"original, beside {count:,} targets in JSON, once", server, 1)
@@ -220,16 +228,20 @@ def beside_large(options, vectors, targets, models, bars):
 
 def machine():
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
-    wide = [name for name in ("avx2", "avx512f") if any(name in line.split() for line in lines if line.startswith("flags"))]
-    load = os.getloadavg()[0]
-    return f"{model} ({', '.join(wide) or 'no avx2'}), {os.cpu_count()} cores of which {CORES} are used, load {load:.1f} at the start"
+    info = dict(map(str.strip, line.split(":", 1)) for line in lines if ":" in line)
+    wide = [name for name in ("avx2", "avx512f") if name in info.get("flags", "").split()]
+    return (
+        f"{info.get('model name', platform.machine())} ({', '.join(wide) or 'no avx2'}), {os.cpu_count()} cores "
+        f"of which {CORES} are used, load {os.getloadavg()[0]:.1f} at the start"
+    )
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("binary")
     parser.add_argument("--skip-original", action="store_true", help="Nexus alone, without ratios")
+    parser.add_argument("--original-python", default=sys.executable, metavar="PYTHON",
+                        help="interpreter of the environment that has the original's packages; this one by default")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1000, 10_000], help="numbers of targets")
     parser.add_argument("--runs", type=int, default=5, help="runs of each case")
     options = parser.parse_args()
@@ -237,9 +249,11 @@ def main():
         sys.exit("wrk is missing: apt-get install wrk")
     # Servers and clients inherit it.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:CORES])
-    print(f"{machine()}. Median (best) of up to {options.runs} runs; of the original at least {ORIGINAL_RUNS_MIN}, "
+    stack = "not run" if options.skip_original else servers.original_versions(options.original_python)
+    print(f"{machine()}. The original: {stack}. Median (best) of up to {options.runs} runs; of the original at least {ORIGINAL_RUNS_MIN}, "
           f"up to {ORIGINAL_S} s. Memory: peak over what the idle server held (peak), MiB.\n")
-    print("| targets and body | MB | original | nexus | ratio | GB/s | original, MiB | nexus, MiB |\n" + "|---" * 8 + "|")
+    columns = "targets and body | MB | original | nexus | ratio | GB/s | original, MiB | nexus, MiB"
+    print(f"| {columns} |\n" + "|---" * 8 + "|")
     bars = []
     with tempfile.TemporaryDirectory(prefix="nexus-bench-") as folder:
         for count in options.sizes:

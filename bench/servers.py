@@ -6,7 +6,6 @@ Deliberately absent: machines other than this one; systems other than Linux, who
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -87,6 +86,15 @@ class Server:
     def resident_mib(self):
         return self._mib("VmRSS")
 
+    def cpu_s(self):
+        """Seconds of processor that it has used since its start, in user mode and in the kernel."""
+        ticks = 0
+        for pid in self._processes():
+            # The name of a program may hold anything, but ends at the last parenthesis.
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def forget_peak(self):
         """From now on, `peak_mib` is the most since now."""
         for pid in self._processes():
@@ -96,12 +104,26 @@ class Server:
         return self._mib("VmHWM")
 
 
-def original():
-    """The reference in bench/original, as FastAPI services are run. Its access log is off, as Nexus's is."""
+STACK = ("fastapi", "starlette", "pydantic", "uvicorn", "uvloop", "httptools", "torch")
+
+
+def original_versions(python):
+    """What the original's stack consists of, in words: its figures depend on it."""
+    code = (
+        "import importlib.metadata, platform, sys\n"
+        "print(platform.python_version(), *map(importlib.metadata.version, sys.argv[1:]))"
+    )
+    printed = subprocess.run([python, "-c", code, *STACK], check=True, stdout=subprocess.PIPE, text=True).stdout
+    return ", ".join(map(" ".join, zip(("Python", *STACK), printed.split())))
+
+
+def original(python):
+    """The reference in bench/original, as FastAPI services are run. Its access log is off, as Nexus's is. `python`: the
+    interpreter that has its packages."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = probe.getsockname()
-    command = [sys.executable, "-m", "uvicorn", "server:app", "--app-dir", str(HERE / "original"), "--workers", "1"]
+    command = [python, "-m", "uvicorn", "server:app", "--app-dir", str(HERE / "original"), "--workers", "1"]
     command += ["--host", address[0], "--port", str(address[1]), "--log-level", "warning"]
     return Server("original", command, {}, "/health", address)
 

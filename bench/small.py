@@ -1,6 +1,7 @@
 """Small requests: hits of the cache as wrk counts them, and how long they take beside large requests.
 
-Run as a program it is the second client, in a process of its own so that it never waits for the first one's interpreter:
+Run as a program it is the second client, in a process of its own so that it never waits for the first one's
+interpreter:
 
     bench/small.py HOST PORT RATE_HZ     sends until its standard input ends, then prints the latencies
 
