@@ -216,7 +216,7 @@ const SCAN_ROWS: usize = 4;
 /// As [`Simd`].
 #[inline(always)]
 unsafe fn scan<S: Simd, C: Load<S>, const DOTS: bool, const SQUARES: bool>(panel: Panel<'_>) {
-    let Panel { sources: source, dim, rows, dots, squares } = panel;
+    let Panel { source, dim, rows, dots, squares, .. } = panel;
     let (len, row_bytes) = (units(dim), dim * C::BYTES);
     if len == 0 || rows.is_empty() {
         return;
@@ -435,14 +435,16 @@ impl Tile {
 /// As [`Simd`].
 #[inline(always)]
 unsafe fn panel<S: Simd, C: Load<S>>(panel: Panel<'_>) {
-    let Panel { sources: packed, dim, rows, dots, squares } = panel;
+    let Panel { packed, dim, rows, dots, squares, .. } = panel;
     let (len, row_bytes) = (units(dim), dim * C::BYTES);
     if len == 0 || packed.is_empty() || rows.is_empty() {
         return;
     }
-    let (groups, count) = (packed.len() / (GROUP * len), rows.len() / row_bytes);
+    let (groups, count) = (packed.len() * UNIT / (GROUP * len), rows.len() / row_bytes);
     let stride = groups * GROUP;
-    assert!(packed.len() == groups * GROUP * len && rows.len() == count * row_bytes && dots.len() == count * stride);
+    assert!(
+        packed.len() * UNIT == groups * GROUP * len && rows.len() == count * row_bytes && dots.len() == count * stride
+    );
     assert!(squares.is_empty() || squares.len() == count);
     for at in (0..len).step_by(PIECE) {
         // What is needed next: these rows' next piece, or the first piece of the next panel's rows.
@@ -461,7 +463,7 @@ unsafe fn panel<S: Simd, C: Load<S>>(panel: Panel<'_>) {
                         unsafe { _mm_prefetch::<_MM_HINT_T1>(next.cast()) };
                     }
                 }
-                let packed = packed[(group * len + at) * GROUP..][..tile.len * GROUP].as_ptr();
+                let packed = packed[(group * len + at) / UNIT * GROUP..][..tile.len / UNIT * GROUP].as_ptr().cast();
                 let dots = dots[first * stride + group * GROUP..][..(tile_rows - 1) * stride + GROUP].as_mut_ptr();
                 // SAFETY: the rows and the group reach at least `tile.len` components on from the piece's first, the
                 // numbers lie in `dots`, and the caller vouches for the CPU.
