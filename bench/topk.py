@@ -10,7 +10,8 @@ the machine can do and not what it did while something else ran. All rankings ar
 What the others are spared: their rows and sources are of unit length before the clock starts, so that they compute dot
 products alone and look for neither zero vectors nor NaN. Here, "norms" has the rows' norms from before as well, "squares"
 computes them in the scan and checks every row; both scale the result. usearch is given inner products for the same
-reason. numpy's figure is the better of both orders of its product.
+reason. numpy's figure is the better of both orders of its product. numpy asks the system for huge pages for its arrays,
+and a scan of memory gains by them: the Rust half gets them by a setting of glibc, or not at all with --small-pages.
 Deliberately absent: approximate indexes, and rows that do not lie in memory.
 """
 
@@ -47,13 +48,14 @@ def build():
 
 
 class Nexus:
-    def __init__(self, binary, rows, sources, k):
+    def __init__(self, binary, rows, sources, k, small_pages):
         self.folder = tempfile.TemporaryDirectory()
         files = [Path(self.folder.name) / name for name in ("rows", "sources")]
         rows.tofile(files[0])
         sources.tofile(files[1])
         command = [binary, *files, str(rows.shape[1]), str(k)]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        env = os.environ | ({} if small_pages else {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"})
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
         self.name = self.process.stdout.readline().strip()
 
     def task(self, line):
@@ -144,7 +146,8 @@ def main():
     parser.add_argument("--dim", type=int, default=4096)
     parser.add_argument("--sources", type=int, default=16)
     parser.add_argument("--k", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=15, help=f"turns of {RUNS_A_TURN} runs each")
+    parser.add_argument("--rounds", type=int, default=20, help=f"turns of {RUNS_A_TURN} runs each")
+    parser.add_argument("--small-pages", action="store_true", help="rows here in pages of the usual size")
     options = parser.parse_args()
     binary = options.binary or build()
 
@@ -155,7 +158,7 @@ def main():
     sources /= np.linalg.norm(sources, axis=1, keepdims=True)
     cut = (rows.view(np.uint32) & 0xFFFF0000).view(np.float32)
     references = {"F32": cosines(rows, sources), "BF16": cosines(cut, sources)}
-    nexus = Nexus(binary, rows, sources, options.k)
+    nexus = Nexus(binary, rows, sources, options.k, options.small_pages)
     others = peers(rows, sources, options.k)
     print(f"nexus: {nexus.name}; numpy {np.__version__}, FAISS {faiss.__version__}, usearch {usearch.__version__}")
     print(f"{options.rows} x {options.dim}, k = {options.k}, best of {options.rounds * RUNS_A_TURN}")
