@@ -19,7 +19,7 @@ mod portable;
 #[allow(unsafe_code)]
 mod x86;
 
-use crate::sources::units;
+use crate::sources::{Line, units};
 use crate::{Dtype, Rows, Sources};
 use std::ops::Range;
 
@@ -67,8 +67,10 @@ struct Kernel {
 
 /// Some rows, and some sources to multiply them with.
 struct Panel<'a> {
-    /// For `scan` a source, for `panel` groups of sources as [`Sources::packed`] has them.
-    sources: &'a [f32],
+    /// For `scan`.
+    source: &'a [f32],
+    /// For `panel`: groups of sources as [`Sources::packed`] has them.
+    packed: &'a [Line],
     /// Components of a row, those beyond the last unit included.
     dim: usize,
     rows: &'a [u8],
@@ -120,7 +122,8 @@ fn similarities_by(
             let squares_wanted = if first_source == 0 && norms.is_none() { panel.len() } else { 0 };
             let run = if alone { kernel.scan } else { kernel.panel };
             run(Panel {
-                sources: if alone { sources.scaled(0) } else { sources.packed(first_source, SOURCES_AT_ONCE / GROUP) },
+                source: sources.scaled(0),
+                packed: sources.packed(first_source, SOURCES_AT_ONCE / GROUP),
                 dim: rows.dim(),
                 rows: panel.as_bytes(),
                 dots: &mut *dots,
@@ -157,7 +160,14 @@ fn norms_by(kernel: Kernel, rows: Rows<'_>, out: &mut Vec<f64>) -> Result<(), (u
         let panel = rows.slice(first..(first + PANEL_ROWS).min(rows.len()));
         let mut squares = [0.0; PANEL_ROWS];
         let squares = &mut squares[..panel.len()];
-        (kernel.scan)(Panel { sources: &[], dim: rows.dim(), rows: panel.as_bytes(), dots: &mut [], squares });
+        (kernel.scan)(Panel {
+            source: &[],
+            packed: &[],
+            dim: rows.dim(),
+            rows: panel.as_bytes(),
+            dots: &mut [],
+            squares,
+        });
         for (i, squares) in squares.iter().enumerate() {
             let row = panel.row(i);
             let squares = squares + tail_squares(rows.dtype(), rows.dim(), row);

@@ -15,8 +15,13 @@ pub struct Sources {
     inverse_norms: Vec<f64>,
     /// Groups of [`GROUP`] sources, [`UNIT`] components of each in turn, as the many-source kernels read them: one
     /// stream, where sources a power of two apart would all fall into one set of the cache. Missing sources are zero.
-    packed: Vec<f32>,
+    packed: Vec<Line>,
 }
+
+/// A unit of one source, where no load of a vector crosses a line of the cache.
+#[derive(Clone, Copy, Debug)]
+#[repr(align(64))]
+pub(crate) struct Line(pub(crate) [f32; UNIT]);
 
 impl Sources {
     /// `data` as sources of `dim` components each.
@@ -80,22 +85,23 @@ impl Sources {
 
     /// The groups that begin with source `first` (the first of a group), `groups_max` of them at most; what does not
     /// fill a unit of components is left out. Empty for a source that is alone.
-    pub(crate) fn packed(&self, first: usize, groups_max: usize) -> &[f32] {
-        let group_len = GROUP * units(self.dim);
+    pub(crate) fn packed(&self, first: usize, groups_max: usize) -> &[Line] {
+        let group_len = GROUP * (self.dim / UNIT);
         let packed = &self.packed[(first / GROUP * group_len).min(self.packed.len())..];
         &packed[..(groups_max * group_len).min(packed.len())]
     }
 
     fn pack(&mut self) {
         let groups = self.len().div_ceil(GROUP);
-        self.packed.reserve_exact(groups * GROUP * units(self.dim));
+        self.packed.reserve_exact(groups * GROUP * (self.dim / UNIT));
         for group in 0..groups {
             for unit in (0..units(self.dim)).step_by(UNIT) {
                 for source in group * GROUP..(group + 1) * GROUP {
-                    match self.scaled.get(source * self.dim + unit..) {
-                        Some(rest) if source < self.len() => self.packed.extend_from_slice(&rest[..UNIT]),
-                        _ => self.packed.extend_from_slice(&[0.0; UNIT]),
+                    let mut line = Line([0.0; UNIT]);
+                    if source < self.len() {
+                        line.0.copy_from_slice(&self.scaled(source)[unit..][..UNIT]);
                     }
+                    self.packed.push(line);
                 }
             }
         }
@@ -129,12 +135,12 @@ mod tests {
         let dim = UNIT + 3;
         let data: Vec<f32> = (0..5 * dim).map(|i| 1.0 + i as f32 / 1000.0).collect();
         let sources = Sources::new(&data, dim).unwrap();
-        assert_eq!(sources.packed(0, usize::MAX / (GROUP * UNIT)).len(), 2 * GROUP * UNIT);
-        assert_eq!(sources.packed(0, 1).len(), GROUP * UNIT);
-        assert_eq!(sources.packed(0, 1)[2 * UNIT..3 * UNIT], sources.scaled(2)[..UNIT]);
+        assert_eq!(sources.packed(0, 9).len(), 2 * GROUP);
+        assert_eq!(sources.packed(0, 1).len(), GROUP);
+        assert_eq!(sources.packed(0, 1)[2].0, sources.scaled(2)[..UNIT]);
         let second = sources.packed(GROUP, 1);
-        assert_eq!(second[..UNIT], sources.scaled(4)[..UNIT]);
-        assert!(second[UNIT..].iter().all(|&x| x == 0.0));
+        assert_eq!(second[0].0, sources.scaled(4)[..UNIT]);
+        assert!(second[1..].iter().all(|line| line.0 == [0.0; UNIT]));
         assert!(Sources::new(&data[..dim], dim).unwrap().packed(0, 1).is_empty());
     }
 

@@ -121,7 +121,7 @@ pub fn top_k_many(
     k: usize,
     threads: Threads,
 ) -> Result<Vec<Vec<Scored>>, TopKError> {
-    let mut best = Best::new(sources.len(), k);
+    let none = || Best::new(sources.len(), k);
     let part_rows = if rows.is_empty() || threads == Threads::Caller {
         rows.len()
     } else {
@@ -130,24 +130,33 @@ pub fn top_k_many(
         part_rows.next_multiple_of(PANEL_ROWS)
     };
     if rows.len() <= part_rows {
+        let mut best = none();
         score(sources, rows, norms, 0, &mut best)?;
         return Ok(best.into_ranked());
     }
     check_norms(rows, norms);
-    let parts: Vec<Result<Best, TopKError>> = (0..rows.len().div_ceil(part_rows))
+    (0..rows.len().div_ceil(part_rows))
         .into_par_iter()
-        .map(|part| {
-            let part = part * part_rows..((part + 1) * part_rows).min(rows.len());
-            let mut best = Best::new(sources.len(), k);
-            let norms = norms.map(|norms| &norms[part.clone()]);
-            score(sources, rows.slice(part.clone()), norms, part.start, &mut best).map(|()| best)
-        })
-        .collect();
-    // In order of position, so that the first faulty row is the one named.
-    for part in parts {
-        best.merge(part?);
-    }
-    Ok(best.into_ranked())
+        // What a thread has found goes on to its next part: full heaps take little in.
+        .fold(
+            || Ok(none()),
+            |best, part| {
+                let part = part * part_rows..((part + 1) * part_rows).min(rows.len());
+                let mut best = best?;
+                let norms = norms.map(|norms| &norms[part.clone()]);
+                score(sources, rows.slice(part.clone()), norms, part.start, &mut best).map(|()| best)
+            },
+        )
+        // Neighbours are merged in order of position, so that the first faulty row is the one named.
+        .reduce(
+            || Ok(none()),
+            |left, right| {
+                let mut left = left?;
+                left.merge(right?);
+                Ok(left)
+            },
+        )
+        .map(Best::into_ranked)
 }
 
 /// Scores rows on the caller's thread: for who has them in pieces, or spreads the work in another way. What

@@ -1,6 +1,6 @@
 //! The fields' names, and what is wrong with them in the words of the body.
 
-use super::Limits;
+use super::{Limits, Purpose};
 use crate::TopKError;
 use crate::json::{BodyError, ErrorKind, Loc};
 
@@ -11,6 +11,54 @@ pub(super) const NAME: &str = "targets";
 pub(super) const TARGET_IDS: &str = "target_ids";
 pub(super) const TOP_K: &str = "top_k";
 pub(super) const DIMENSIONS: &str = "dimensions";
+
+/// A field that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Field {
+    Source,
+    Sources,
+    Targets,
+    Name,
+    TopK,
+    Ids,
+    Dimensions,
+}
+
+impl Field {
+    const ALL: [Self; 7] =
+        [Self::Source, Self::Sources, Self::Targets, Self::Name, Self::TopK, Self::Ids, Self::Dimensions];
+
+    pub(super) fn key(self) -> &'static str {
+        match self {
+            Self::Source => SOURCE,
+            Self::Sources => SOURCES,
+            Self::Targets => TARGETS,
+            Self::Name => NAME,
+            Self::TopK => TOP_K,
+            Self::Ids => TARGET_IDS,
+            Self::Dimensions => DIMENSIONS,
+        }
+    }
+
+    /// The field that can not be given beside this one.
+    pub(super) fn rival(self) -> Option<Self> {
+        match self {
+            Self::Source => Some(Self::Sources),
+            Self::Sources => Some(Self::Source),
+            Self::Targets => Some(Self::Name),
+            Self::Name => Some(Self::Targets),
+            Self::TopK | Self::Ids | Self::Dimensions => None,
+        }
+    }
+
+    pub(super) fn of(key: &str, purpose: Purpose) -> Option<Self> {
+        let known = match purpose {
+            Purpose::Retrieve => &Self::ALL[..],
+            Purpose::Keep => &[Self::Targets, Self::Ids, Self::Dimensions],
+        };
+        known.iter().copied().find(|field| field.key() == key)
+    }
+}
 
 pub(super) fn missing(key: &'static str) -> BodyError {
     BodyError::new(&[Loc::Key(key)], ErrorKind::Missing, "Field required")

@@ -16,24 +16,20 @@
 //! All state is in [`State`] and in the bytes that are held back. Everything but a vector is read as tokens; a token
 //! counts when enough bytes behind it are there to know that it is whole, and is read again when they have come.
 
-use super::block::{Block, Content, Job, parse_base64, parse_vector};
-use super::elements::{ElementEnd, TEXT_BYTES_MAX};
-use super::fields::{
-    DIMENSIONS, NAME, SOURCE, SOURCES, TARGET_IDS, TARGETS, TOP_K, check_row, missing, refusal, too_long,
-};
+mod input;
+mod sources;
+mod targets;
+
+use super::block::Block;
+use super::elements::ElementEnd;
+use super::fields::{DIMENSIONS, Field, NAME, SOURCE, SOURCES, TARGET_IDS, TARGETS, TOP_K, missing, too_long};
 use super::ids::Ids;
 use super::matrix::Matrix;
 use super::skip::Skipper;
 use super::{Head, Limits, Purpose};
-use crate::Sources;
-use crate::json::{
-    BodyError, Cursor, ErrorKind, Length, Loc, character_position, in_characters, invalid, malformed, parse_positive,
-    parse_string,
-};
-use bytes::{Buf as _, Bytes, BytesMut};
-use memchr::memchr2;
+use crate::json::{BodyError, Cursor, ErrorKind, Loc, parse_positive, parse_string};
+use bytes::Bytes;
 use std::collections::HashSet;
-use std::sync::Arc;
 
 /// A token is whole when so many bytes behind it are there: more than any look ahead.
 const LOOK_AHEAD: usize = 16;
@@ -43,53 +39,6 @@ const TOKEN_BYTES_MAX: usize = 1 << 20;
 
 /// Text of a block, about: some dozen microseconds of work.
 const BLOCK_BYTES: usize = 192 << 10;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Field {
-    Source,
-    Sources,
-    Targets,
-    Name,
-    TopK,
-    Ids,
-    Dimensions,
-}
-
-impl Field {
-    const ALL: [Self; 7] =
-        [Self::Source, Self::Sources, Self::Targets, Self::Name, Self::TopK, Self::Ids, Self::Dimensions];
-
-    fn key(self) -> &'static str {
-        match self {
-            Self::Source => SOURCE,
-            Self::Sources => SOURCES,
-            Self::Targets => TARGETS,
-            Self::Name => NAME,
-            Self::TopK => TOP_K,
-            Self::Ids => TARGET_IDS,
-            Self::Dimensions => DIMENSIONS,
-        }
-    }
-
-    /// The field that can not be given beside this one.
-    fn rival(self) -> Option<Self> {
-        match self {
-            Self::Source => Some(Self::Sources),
-            Self::Sources => Some(Self::Source),
-            Self::Targets => Some(Self::Name),
-            Self::Name => Some(Self::Targets),
-            Self::TopK | Self::Ids | Self::Dimensions => None,
-        }
-    }
-
-    fn of(key: &str, purpose: Purpose) -> Option<Self> {
-        let known = match purpose {
-            Purpose::Retrieve => &Self::ALL[..],
-            Purpose::Keep => &[Self::Targets, Self::Ids, Self::Dimensions],
-        };
-        known.iter().copied().find(|field| field.key() == key)
-    }
-}
 
 /// Where in a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -241,28 +190,6 @@ impl JsonBody {
         Ok(head)
     }
 
-    /// Appends to what is held back.
-    fn hold(&mut self, more: &[u8]) {
-        self.drop_taken();
-        // Without a copy where nobody else holds a part of it, which is so from the second time on.
-        let mut held = std::mem::take(&mut self.rest).try_into_mut().unwrap_or_else(|rest| {
-            let mut held = BytesMut::with_capacity(2 * (rest.len() + more.len()));
-            held.extend_from_slice(&rest);
-            held
-        });
-        held.extend_from_slice(more);
-        self.rest = held.freeze();
-    }
-
-    /// Forgets what was taken.
-    fn drop_taken(&mut self) {
-        // Rows have no bytes but characters; where they do, that is an error before any other that could be told.
-        let rows = matches!(self.state, State::Targets(_) | State::Matrix(_));
-        self.characters += if rows { self.at } else { character_position(&self.rest, self.at) };
-        self.rest.advance(self.at);
-        self.at = 0;
-    }
-
     fn run(&mut self, blocks: &mut Vec<Block>) -> Result<(), BodyError> {
         loop {
             let stepped = self.step(blocks)?;
@@ -283,24 +210,6 @@ impl JsonBody {
         );
         self.wanted_bytes = if incremental { 0 } else { 2 * (self.rest.len() - self.at) };
         self.check_element()
-    }
-
-    /// A vector whose end does not come is refused.
-    fn check_element(&self) -> Result<(), BodyError> {
-        if !self.element.is_fresh() && self.rest.len() - self.at > TEXT_BYTES_MAX {
-            let msg = format!("The text of a vector should have at most {TEXT_BYTES_MAX} bytes");
-            return Err(BodyError::new(&self.vector_loc(), ErrorKind::TooLong, msg));
-        }
-        Ok(())
-    }
-
-    fn vector_loc(&self) -> Vec<Loc> {
-        match self.state {
-            State::Source => vec![Loc::Key(SOURCE)],
-            State::SourceMatrix => vec![Loc::Key(SOURCES)],
-            State::Sources(_) => vec![Loc::Key(SOURCES), Loc::Index(self.source_count)],
-            _ => vec![Loc::Key(TARGETS), Loc::Index(self.rows)],
-        }
     }
 
     fn step(&mut self, blocks: &mut Vec<Block>) -> Stepped {
@@ -360,52 +269,6 @@ impl JsonBody {
     fn go(&mut self, state: State) -> Stepped {
         self.state = state;
         Ok(true)
-    }
-
-    fn peek(&self) -> Option<u8> {
-        self.rest.get(self.at).copied()
-    }
-
-    fn skip_whitespace(&mut self) {
-        while let Some(b' ' | b'\n' | b'\r' | b'\t') = self.peek() {
-            self.at += 1;
-        }
-    }
-
-    #[cold]
-    fn malformed_here(&self, expected: &str) -> BodyError {
-        self.placed(malformed(&self.rest, self.at, expected), 0)
-    }
-
-    /// `error`, whose place is told in bytes from `from` in `rest`, with a place in characters of the body.
-    #[cold]
-    fn placed(&self, error: BodyError, from: usize) -> BodyError {
-        let before = self.characters + character_position(&self.rest, from);
-        in_characters(error, &self.rest[from..], before)
-    }
-
-    /// Takes what `parse` reads, if it is there as a whole; `None` if more bytes are needed to know.
-    fn token<T>(
-        &mut self,
-        parse: impl FnOnce(&mut Cursor<'_>) -> Result<T, BodyError>,
-    ) -> Result<Option<T>, BodyError> {
-        let bytes = &self.rest[self.at..];
-        let mut cursor = Cursor::new(bytes);
-        match parse(&mut cursor) {
-            Ok(value) if self.last || cursor.at + LOOK_AHEAD <= bytes.len() => {
-                self.at += cursor.at;
-                Ok(Some(value))
-            }
-            Err(error) if self.last => Err(self.placed(error, self.at)),
-            result if bytes.len() > 2 * TOKEN_BYTES_MAX => match result {
-                Err(error) if error.loc.last() != Some(&Loc::Index(bytes.len())) => Err(self.placed(error, self.at)),
-                _ => {
-                    let problem = format_args!("a number or string of more than {TOKEN_BYTES_MAX} bytes");
-                    Err(self.placed(invalid(0, problem), self.at))
-                }
-            },
-            _ => Ok(None),
-        }
     }
 
     fn start(&mut self) -> Stepped {
@@ -504,270 +367,9 @@ impl JsonBody {
         }
     }
 
-    /// Steps into a list.
-    fn open_list(&mut self, key: &'static str, state: State) -> Stepped {
-        let mut cursor = Cursor { bytes: &self.rest, at: self.at };
-        crate::json::open_list(&mut cursor, &[Loc::Key(key)]).map_err(|error| self.placed(error, 0))?;
-        self.at += 1;
-        // Characters are counted up to here.
-        self.drop_taken();
-        self.go(state)
-    }
-
     /// What the length of the rows is known to be.
     fn known_dim(&self) -> Option<usize> {
         self.head.sources.as_ref().map(|sources| sources.dim()).or(self.dimensions)
-    }
-
-    /// Takes the whole text of the vector here. Without an end, it is what is there, if nothing more can come.
-    fn element(&mut self) -> Option<usize> {
-        match self.element.find(&self.rest[self.at..]) {
-            Some(len) => Some(self.at + len),
-            None if self.last => Some(self.rest.len()),
-            None => None,
-        }
-    }
-
-    fn source(&mut self) -> Stepped {
-        let loc = [Loc::Key(SOURCE)];
-        self.check_is_vector(&loc)?;
-        let Some(end) = self.element() else { return Ok(false) };
-        let length = Length::AtMost(self.limits.dim_max);
-        let mut source = Vec::new();
-        let mut cursor = Cursor { bytes: &self.rest[..end], at: self.at };
-        parse_vector(&mut cursor, &loc, length, &mut source).map_err(|error| self.placed(error, 0))?;
-        self.at = end;
-        let dim = source.len();
-        self.head.sources = Some(Arc::new(Sources::new(&source, dim).map_err(refusal)?));
-        self.go(State::AfterValue)
-    }
-
-    /// Neither a list nor a string is told at once, as pydantic does, and nothing at all as malformed.
-    fn check_is_vector(&self, loc: &[Loc]) -> Result<(), BodyError> {
-        if self.peek() == Some(b'"') {
-            return Ok(());
-        }
-        let mut cursor = Cursor { bytes: &self.rest, at: self.at };
-        crate::json::open_list(&mut cursor, loc).map_err(|error| self.placed(error, 0))
-    }
-
-    fn sources(&mut self, place: Place) -> Stepped {
-        match (place, self.peek()) {
-            (Place::After, Some(b',')) => {
-                self.at += 1;
-                return self.go(State::Sources(Place::Next));
-            }
-            (Place::First | Place::After, Some(b']')) => {
-                self.at += 1;
-                return self.sources_done();
-            }
-            (Place::After, _) => return Err(self.malformed_here("',' or ']'")),
-            (Place::First | Place::Next, _) => {}
-        }
-        let loc = [Loc::Key(SOURCES), Loc::Index(self.source_count)];
-        self.check_is_vector(&loc)?;
-        let Some(end) = self.element() else { return Ok(false) };
-        let length = match self.source_count {
-            0 => Length::AtMost(self.limits.dim_max),
-            _ => Length::OfRowsBefore(self.source_dim),
-        };
-        let mut cursor = Cursor { bytes: &self.rest[..end], at: self.at };
-        let parsed = parse_vector(&mut cursor, &loc, length, &mut self.sources);
-        parsed.map_err(|error| self.placed(error, 0))?;
-        self.at = end;
-        self.element = ElementEnd::default();
-        if self.source_count == 0 {
-            self.source_dim = self.sources.len();
-        }
-        self.source_count += 1;
-        self.check_sources()?;
-        self.go(State::Sources(Place::After))
-    }
-
-    fn check_sources(&self) -> Result<(), BodyError> {
-        let list = [Loc::Key(SOURCES)];
-        if self.source_count == 0 {
-            return Err(BodyError::value(&list, "there are no vectors"));
-        }
-        if self.source_count > self.limits.sources_max {
-            return Err(too_long(&list, "vectors", self.limits.sources_max));
-        }
-        Ok(())
-    }
-
-    fn sources_done(&mut self) -> Stepped {
-        self.check_sources()?;
-        let sources = std::mem::take(&mut self.sources);
-        self.head.sources = Some(Arc::new(Sources::new(&sources, self.source_dim).map_err(refusal)?));
-        self.head.many = true;
-        self.go(State::AfterValue)
-    }
-
-    fn source_matrix(&mut self) -> Stepped {
-        let Some(end) = self.element() else { return Ok(false) };
-        let mut cursor = Cursor { bytes: &self.rest[..end], at: self.at };
-        let parsed = parse_base64(&mut cursor, &[Loc::Key(SOURCES)], &mut self.sources);
-        parsed.map_err(|error| self.placed(error, 0))?;
-        self.at = end;
-        self.head.many = true;
-        self.divide_sources()
-    }
-
-    /// Makes sources of the components of one string, once it is known how long each is.
-    fn divide_sources(&mut self) -> Stepped {
-        if let Some(dim) = self.dimensions
-            && self.head.many
-            && self.head.sources.is_none()
-        {
-            if !self.sources.len().is_multiple_of(dim) {
-                let problem =
-                    format_args!("{} components are not a whole number of vectors of {dim}", self.sources.len());
-                return Err(BodyError::value(&[Loc::Key(SOURCES)], problem));
-            }
-            (self.source_dim, self.source_count) = (dim, self.sources.len() / dim);
-            return self.sources_done();
-        }
-        self.go(State::AfterValue)
-    }
-
-    fn job(&self) -> Job {
-        Job { purpose: self.purpose, sources: self.head.sources.clone(), k: self.head.top_k }
-    }
-
-    /// Rows up to the last one that is whole, as blocks.
-    fn targets(&mut self, mut place: Place, blocks: &mut Vec<Block>) -> Stepped {
-        let (mut start, mut end, mut count) = (self.at, self.at, 0);
-        loop {
-            self.skip_whitespace();
-            match (place, self.peek()) {
-                (Place::After, Some(b',')) => {
-                    self.at += 1;
-                    place = Place::Next;
-                }
-                (Place::After | Place::First, Some(b']')) => {
-                    self.emit(start, end, count, blocks);
-                    self.at += 1;
-                    self.drop_taken();
-                    return self.go(State::AfterValue);
-                }
-                (Place::First | Place::Next, Some(b'[' | b'"')) => {
-                    let Some(element_end) = self.element() else { break };
-                    if count == 0 {
-                        start = self.at;
-                    }
-                    // Blocks hold the rows before.
-                    let checked = self.take_element(element_end);
-                    if let Err(error) = checked {
-                        self.emit(start, end, count, blocks);
-                        return Err(error);
-                    }
-                    (end, count, place) = (self.at, count + 1, Place::After);
-                    if end - start >= BLOCK_BYTES {
-                        self.emit(start, end, count, blocks);
-                        count = 0;
-                    }
-                }
-                (_, None) if !self.last => break,
-                (place, _) => {
-                    self.emit(start, end, count, blocks);
-                    if place == Place::After {
-                        return Err(self.malformed_here("',' or ']'"));
-                    }
-                    let loc = [Loc::Key(TARGETS), Loc::Index(self.rows)];
-                    let error = self.check_is_vector(&loc).err();
-                    return Err(error.unwrap_or_else(|| self.malformed_here("a value")));
-                }
-            }
-        }
-        self.emit(start, end, count, blocks);
-        self.state = State::Targets(place);
-        Ok(false)
-    }
-
-    /// Counts the row that ends at `end`, and learns the length of all rows from the first.
-    fn take_element(&mut self, end: usize) -> Result<(), BodyError> {
-        if self.rows == 0 && self.known_dim().is_none() {
-            let mut row = Vec::new();
-            let mut cursor = Cursor { bytes: &self.rest[..end], at: self.at };
-            let loc = [Loc::Key(TARGETS), Loc::Index(0)];
-            let length = Length::AtMost(self.limits.dim_max);
-            parse_vector(&mut cursor, &loc, length, &mut row).map_err(|error| self.placed(error, 0))?;
-            self.head.dim = Some(row.len());
-        } else if self.rows == 0 {
-            self.head.dim = self.known_dim();
-        }
-        check_row(self.rows, self.head.dim.unwrap_or(0), &self.limits)?;
-        self.at = end;
-        self.element = ElementEnd::default();
-        self.rows += 1;
-        Ok(())
-    }
-
-    /// Hands out the `count` rows in `start..end`, the last of all so far.
-    fn emit(&self, start: usize, end: usize, count: usize, blocks: &mut Vec<Block>) {
-        if count == 0 {
-            return;
-        }
-        let dim = self.head.dim.unwrap_or(0);
-        let length = match (&self.head.sources, self.dimensions) {
-            (Some(sources), _) => Length::OfSource(sources.dim()),
-            (None, Some(dimensions)) => Length::OfDimensions(dimensions),
-            (None, None) => Length::OfRowsBefore(dim),
-        };
-        let content = Content::Elements {
-            text: self.rest.slice(start..end),
-            length,
-            characters_before: self.characters + start,
-            count,
-        };
-        blocks.push(Block { content, first_row: self.rows - count, job: self.job() });
-    }
-
-    /// The row that was put together is whole.
-    fn element_done(&mut self, blocks: &mut Vec<Block>) -> Result<(), BodyError> {
-        let (start, end) = (self.at, self.rest.len());
-        self.take_element(end)?;
-        self.emit(start, end, 1, blocks);
-        self.state = State::Targets(Place::After);
-        Ok(())
-    }
-
-    fn matrix(&mut self, blocks: &mut Vec<Block>) -> Stepped {
-        let job = self.job();
-        let found = memchr2(b'"', b'\\', &self.rest[self.at..]);
-        let run = self.rest.slice(self.at..found.map_or(self.rest.len(), |len| self.at + len));
-        self.at += run.len();
-        let State::Matrix(matrix) = &mut self.state else { return Ok(false) };
-        matrix.push(run, &job, blocks);
-        let components = matrix.components();
-        if let Some(last) =
-            components.checked_div(self.head.dim.unwrap_or(components.max(1))).and_then(|n| n.checked_sub(1))
-        {
-            check_row(last, self.head.dim.unwrap_or(components), &self.limits)?;
-        }
-        match self.peek() {
-            None if self.last => Err(self.malformed_here("'\"'")),
-            None => Ok(false),
-            Some(b'"') => {
-                self.at += 1;
-                if let State::Matrix(mut matrix) = std::mem::replace(&mut self.state, State::AfterValue) {
-                    matrix.finish(&job, blocks);
-                }
-                Ok(true)
-            }
-            // Some writers escape the slash, some the plus sign.
-            Some(_) => {
-                let parsed = self.token(|cursor| {
-                    cursor.at += 1;
-                    crate::json::parse_escape(cursor)
-                })?;
-                let Some(character) = parsed else { return Ok(false) };
-                if let State::Matrix(matrix) = &mut self.state {
-                    matrix.push(Bytes::from(character.to_string()), &job, blocks);
-                }
-                Ok(true)
-            }
-        }
     }
 
     fn ids(&mut self, place: Place) -> Stepped {

@@ -66,7 +66,7 @@ fn squares<C: Component>(row: &[u8]) -> f64 {
 fn scan<C: Component>(panel: Panel<'_>) {
     for (i, row) in panel.rows.chunks_exact(panel.dim * C::BYTES).enumerate() {
         if let Some(out) = panel.dots.get_mut(i) {
-            *out += dot::<C>(panel.sources, row);
+            *out += dot::<C>(panel.source, row);
         }
         if let Some(out) = panel.squares.get_mut(i) {
             *out += squares::<C>(row);
@@ -75,17 +75,16 @@ fn scan<C: Component>(panel: Panel<'_>) {
 }
 
 fn panel<C: Component>(panel: Panel<'_>) {
-    let Panel { sources: packed, dim, rows, dots, squares: squares_out } = panel;
+    let Panel { packed, dim, rows, dots, squares: squares_out, .. } = panel;
     if units(dim) == 0 {
         return;
     }
-    let groups = packed.len() / (GROUP * units(dim));
+    let groups = packed.len() / (GROUP * (dim / UNIT));
     for (i, row) in rows.chunks_exact(dim * C::BYTES).enumerate() {
-        for (group, packed) in packed.chunks_exact(GROUP * units(dim)).enumerate() {
-            let (packed, _) = packed.as_chunks::<UNIT>();
+        for (group, packed) in packed.chunks_exact(GROUP * (dim / UNIT)).enumerate() {
             for source in 0..GROUP {
-                let source_units = packed.iter().skip(source).step_by(GROUP);
-                let pairs = source_units.zip(row.chunks_exact(UNIT * C::BYTES)).map(|(s, r)| (*s, C::unit(r)));
+                let lines = packed.iter().skip(source).step_by(GROUP);
+                let pairs = lines.zip(row.chunks_exact(UNIT * C::BYTES)).map(|(s, r)| (s.0, C::unit(r)));
                 dots[(i * groups + group) * GROUP + source] += sum_of_blocks(pairs);
             }
         }

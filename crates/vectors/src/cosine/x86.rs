@@ -4,6 +4,8 @@
 //! [`Load`] (a component format), and become instructions by being inlined into functions compiled for those: see
 //! `entries!`. Closures are left out of them: nothing obliges the compiler to inline one, and where it is not, every
 //! instruction is a call.
+//!
+//! The tests run every kernel that their machine has: AVX-512 is tested only where there is AVX-512.
 
 #![allow(clippy::needless_range_loop, reason = "indices that are constants once unrolled, over several arrays")]
 
@@ -13,20 +15,16 @@ use crate::sources::units;
 use std::arch::x86_64::*;
 
 pub(super) fn kernels(dtype: Dtype) -> impl Iterator<Item = Kernel> {
-    fn of<C: Load<Avx2> + Load<Avx512>>() -> impl Iterator<Item = Kernel> {
-        // Every CPU with AVX-512F has the other three.
-        let narrow =
+    fn of<C: Load<Avx2> + Load<Avx512>>() -> [Option<Kernel>; 2] {
+        let avx2 =
             is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c");
-        let wide = narrow && is_x86_feature_detected!("avx512f");
-        wide.then(avx512::kernel::<C>).into_iter().chain(narrow.then(avx2::kernel::<C>))
+        let avx512 = avx2 && is_x86_feature_detected!("avx512f");
+        [avx512.then(avx512::kernel::<C>), avx2.then(avx2::kernel::<C>)]
     }
-    let kernels: [Option<Kernel>; 2] = {
-        let mut found = match dtype {
-            Dtype::F32 => Box::new(of::<F32>()) as Box<dyn Iterator<Item = Kernel>>,
-            Dtype::F16 => Box::new(of::<F16>()),
-            Dtype::Bf16 => Box::new(of::<Bf16>()),
-        };
-        [found.next(), found.next()]
+    let kernels = match dtype {
+        Dtype::F32 => of::<F32>(),
+        Dtype::F16 => of::<F16>(),
+        Dtype::Bf16 => of::<Bf16>(),
     };
     kernels.into_iter().flatten()
 }
@@ -201,8 +199,9 @@ impl Load<Avx512> for Bf16 {
     }
 }
 
-/// Bytes ahead of the loads that lines are asked for: the hardware's own prefetching stops at the end of each page.
-const PREFETCH_AHEAD: usize = 1024;
+/// Bytes ahead of the loads that lines are asked for, in each row: the hardware's own prefetching stops at the end of
+/// each page.
+const PREFETCH_AHEAD: usize = 512;
 
 const LINE: usize = 64;
 
@@ -216,7 +215,7 @@ const SCAN_ROWS: usize = 4;
 /// As [`Simd`].
 #[inline(always)]
 unsafe fn scan<S: Simd, C: Load<S>, const DOTS: bool, const SQUARES: bool>(panel: Panel<'_>) {
-    let Panel { sources: source, dim, rows, dots, squares } = panel;
+    let Panel { source, dim, rows, dots, squares, .. } = panel;
     let (len, row_bytes) = (units(dim), dim * C::BYTES);
     if len == 0 || rows.is_empty() {
         return;
@@ -435,14 +434,16 @@ impl Tile {
 /// As [`Simd`].
 #[inline(always)]
 unsafe fn panel<S: Simd, C: Load<S>>(panel: Panel<'_>) {
-    let Panel { sources: packed, dim, rows, dots, squares } = panel;
+    let Panel { packed, dim, rows, dots, squares, .. } = panel;
     let (len, row_bytes) = (units(dim), dim * C::BYTES);
     if len == 0 || packed.is_empty() || rows.is_empty() {
         return;
     }
-    let (groups, count) = (packed.len() / (GROUP * len), rows.len() / row_bytes);
+    let (groups, count) = (packed.len() * UNIT / (GROUP * len), rows.len() / row_bytes);
     let stride = groups * GROUP;
-    assert!(packed.len() == groups * GROUP * len && rows.len() == count * row_bytes && dots.len() == count * stride);
+    assert!(
+        packed.len() * UNIT == groups * GROUP * len && rows.len() == count * row_bytes && dots.len() == count * stride
+    );
     assert!(squares.is_empty() || squares.len() == count);
     for at in (0..len).step_by(PIECE) {
         // What is needed next: these rows' next piece, or the first piece of the next panel's rows.
@@ -461,7 +462,7 @@ unsafe fn panel<S: Simd, C: Load<S>>(panel: Panel<'_>) {
                         unsafe { _mm_prefetch::<_MM_HINT_T1>(next.cast()) };
                     }
                 }
-                let packed = packed[(group * len + at) * GROUP..][..tile.len * GROUP].as_ptr();
+                let packed = packed[(group * len + at) / UNIT * GROUP..][..tile.len / UNIT * GROUP].as_ptr().cast();
                 let dots = dots[first * stride + group * GROUP..][..(tile_rows - 1) * stride + GROUP].as_mut_ptr();
                 // SAFETY: the rows and the group reach at least `tile.len` components on from the piece's first, the
                 // numbers lie in `dots`, and the caller vouches for the CPU.
