@@ -46,4 +46,4 @@ pub use targets::{
     SetDtype, SetInfo, SetName, SetNameError, SetWriter, TargetError, TargetOptions, TargetSet, TargetSets,
 };
 pub use tiered::TieredCache;
-pub use vector::Vector;
+pub use vector::{FORMS, Vector};
