@@ -1,7 +1,7 @@
 //! Numbers: JSON's grammar, and the `f32` nearest to what is written, always the one that `str::parse` gives.
 //!
 //! The fast path takes up to 19 significant digits as an integer, eight at a time, and multiplies by a power of ten in
-//! `f64`. That is off by less than three units in the last place of an `f64`, which matters for the `f32` only next to
+//! `f64`. That is off by a few units in the last place of an `f64`, which matters for the `f32` only next to
 //! the middle between two of them: a pattern of the low 29 bits that is checked for. What is too near to it, too long, or
 //! outside the normal range goes to `str::parse`, and so do the last bytes of a body; of real bodies that is fewer than
 //! one number in a million. Where the CPU can, runs of usual numbers are parsed a register at a time ([`parse_run`]).
@@ -221,16 +221,26 @@ fn nearest_f32(mantissa: u64, exponent: i32) -> Option<f32> {
     }
     let power = *usize::try_from(exponent - POWERS_FROM).ok().and_then(|i| POWERS.get(i))?;
     // Signed, since that is one instruction everywhere.
-    let value = i64::try_from(mantissa).ok()? as f64 * power;
-    // The spacing of `f32` changes below its normal range, and with it the pattern to look for.
-    let normal = (f64::from(f32::MIN_POSITIVE)..=f64::from(f32::MAX)).contains(&value);
-    // Three roundings (mantissa, power, product) of half a unit each, of which two may count double in the product's
-    // unit: off by less than 3.
-    const OFF_BY_MAX: u64 = 3;
+    nearest_of_product(i64::try_from(mantissa).ok()? as f64 * power)
+}
+
+/// The `f32` nearest to what `value`, a product of a mantissa and a power of ten in `f64`, stands for; `None` where that
+/// can not be told from it.
+#[inline(always)]
+fn nearest_of_product(value: f64) -> Option<f32> {
+    // The spacing of `f32` changes below its normal range, and with it the pattern to look for. Bits of positive numbers
+    // are in the order of the numbers.
+    const NORMAL_FROM: u64 = (f32::MIN_POSITIVE as f64).to_bits();
+    const NORMAL_TO: u64 = (f32::MAX as f64).to_bits();
+    // Mantissas are off by two units at most (four roundings: a group of digits times its weight, two sums, the digit
+    // before the point), powers by half a unit. In the product's unit those may count double, and its own rounding is
+    // half of one: off by less than 6.
+    const OFF_BY_MAX: u64 = 6;
     const LOW_BITS: u64 = (1 << 29) - 1;
     const MIDDLE: u64 = 1 << 28;
-    let low_bits = value.to_bits() & LOW_BITS;
-    let near_middle = low_bits.wrapping_sub(MIDDLE - OFF_BY_MAX) <= 2 * OFF_BY_MAX;
+    let bits = value.to_bits();
+    let normal = bits.wrapping_sub(NORMAL_FROM) <= NORMAL_TO - NORMAL_FROM;
+    let near_middle = (bits & LOW_BITS).wrapping_sub(MIDDLE - OFF_BY_MAX) <= 2 * OFF_BY_MAX;
     (normal && !near_middle).then_some(value as f32)
 }
 

@@ -7,7 +7,7 @@
 //! Deliberately absent: exponents, integers without a point, any white space but one blank after a comma, and the judging
 //! of what is wrong: all of that stops the run and is the scalar parser's.
 
-use super::nearest_f32;
+use super::{POWERS, POWERS_FROM, nearest_of_product};
 use std::arch::x86_64::*;
 
 /// Bytes that are read from where a number begins: sign, digit, point, up to 24 digits, comma, blank.
@@ -17,11 +17,6 @@ const BEHIND: usize = 32;
 
 /// Digits after the point that three groups of eight have room for.
 const FRACTION_MAX: usize = 24;
-
-/// With a value of the first of those groups below this, the three fit into an `i64`.
-const TOP_GROUP_MAX: u64 = 900;
-/// With a digit other than zero before the point, so many after it do.
-const FRACTION_OF_INTEGER_MAX: usize = 17;
 
 /// Whether the CPU has what [`run`] needs.
 pub(super) fn is_there() -> bool {
@@ -58,28 +53,33 @@ fn run_styled<const BLANK: bool>(bytes: &[u8], mut at: usize, out: &mut [f32]) -
     let tens = _mm256_set1_epi16(0x010A);
     let hundreds = _mm256_set1_epi32(0x0001_0064);
     let ten_thousands = _mm256_set1_epi32(0x0001_2710);
+    let weights = _mm256_setr_pd(0.0, 1e16, 1e8, 1.0);
     let mut count = 0;
-    while count < out.len() && at + AHEAD <= bytes.len() {
-        // SAFETY: 32 bytes from `at` on are in `bytes`.
+    // What lies behind the digits is read, too. Only the first numbers of a text have too little before them.
+    while at >= BEHIND && count < out.len() && at + AHEAD <= bytes.len() {
+        // SAFETY: there are 32 bytes from `at` on. All that is read by `byte` is less than 29 bytes after it, see below.
+        let byte = |at: usize| unsafe { *bytes.get_unchecked(at) };
+        // SAFETY: as above.
         let ahead = unsafe { _mm256_loadu_si256(bytes.as_ptr().add(at).cast()) };
         let digits = _mm256_sub_epi8(ahead, zero);
         let is_digit = _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_min_epu8(digits, nine), digits)) as u32;
-        let negative = usize::from(bytes[at] == b'-');
-        let integer = bytes[at + negative].wrapping_sub(b'0');
+        // Out of the mask, which the next number waits for anyway: looking at the byte took twice the time for all.
+        let negative = usize::from(is_digit & 1 == 0);
         let fraction = at + negative + 2;
-        // The bit shifted in at the top ends the count; so many digits are too many anyway.
+        let integer = byte(fraction - 2).wrapping_sub(b'0');
+        // The bits shifted in at the top end the count; so many digits are too many anyway.
         let fraction_digits = (!(is_digit >> (negative + 2))).trailing_zeros() as usize;
+        if fraction_digits.wrapping_sub(1) >= FRACTION_MAX {
+            break;
+        }
+        // At most 27 bytes after `at`.
         let end = fraction + fraction_digits;
-        let usual = integer <= 9
-            && bytes[fraction - 1] == b'.'
-            && fraction_digits.wrapping_sub(1) < FRACTION_MAX
-            && end >= BEHIND
-            && bytes.get(end) == Some(&b',')
-            && (!BLANK || bytes.get(end + 1) == Some(&b' '));
+        let usual =
+            integer <= 9 && byte(fraction - 1) == b'.' && byte(end) == b',' && (!BLANK || byte(end + 1) == b' ');
         if !usual {
             break;
         }
-        // SAFETY: 32 <= end < bytes.len(), and the table is 24 bytes longer than a window.
+        // SAFETY: 32 <= at < end < bytes.len(), and the table is 24 bytes longer than a window.
         let (behind, lanes) = unsafe {
             (
                 _mm256_loadu_si256(bytes.as_ptr().add(end - BEHIND).cast()),
@@ -91,32 +91,37 @@ fn run_styled<const BLANK: bool>(bytes: &[u8], mut at: usize, out: &mut [f32]) -
         let fours = _mm256_madd_epi16(pairs, hundreds);
         let fours = _mm256_packus_epi32(fours, fours);
         let eights = _mm256_madd_epi16(fours, ten_thousands);
-        // Four groups of eight digits, of which the first is zero.
-        let top = (_mm256_extract_epi64::<0>(eights) as u64) >> 32;
-        let low = _mm256_extract_epi64::<2>(eights) as u64;
-        let low = (low & 0xFFFF_FFFF) * 100_000_000 + (low >> 32);
-        if top >= TOP_GROUP_MAX {
-            break;
-        }
-        let mut mantissa = top * 10_000_000_000_000_000 + low;
+        // Four groups of eight digits; that each is below 2^27 makes all of this exact but for the sums.
+        let groups = _mm256_castsi256_si128(_mm256_permute4x64_epi64::<0b1000>(eights));
+        let parts = _mm256_mul_pd(_mm256_cvtepi32_pd(groups), weights);
+        let sums = _mm_add_pd(_mm256_castpd256_pd128(parts), _mm256_extractf128_pd::<1>(parts));
+        let mut mantissa = _mm_cvtsd_f64(_mm_add_sd(sums, _mm_unpackhi_pd(sums, sums)));
         if integer != 0 {
             let Some(&ten_to) = TEN_TO.get(fraction_digits) else { break };
-            mantissa += u64::from(integer) * ten_to;
+            mantissa += f64::from(integer) * ten_to;
         }
-        let Some(magnitude) = nearest_f32(mantissa, -(fraction_digits as i32)) else { break };
-        out[count] = f32::from_bits(magnitude.to_bits() | (negative as u32) << 31);
+        let sign = (negative as u32) << 31;
+        let bits = match nearest_of_product(mantissa * power(fraction_digits)) {
+            Some(magnitude) => magnitude.to_bits() | sign,
+            None if mantissa == 0.0 => sign,
+            None => break,
+        };
+        out[count] = f32::from_bits(bits);
         count += 1;
         at = end + 1 + usize::from(BLANK);
     }
     (at, count)
 }
 
-const TEN_TO: [u64; FRACTION_OF_INTEGER_MAX + 1] = {
-    let mut powers = [1; FRACTION_OF_INTEGER_MAX + 1];
-    let mut i = 1;
-    while i < powers.len() {
-        powers[i] = powers[i - 1] * 10;
-        i += 1;
-    }
-    powers
-};
+/// `10^-digits`, for up to [`FRACTION_MAX`] digits.
+#[inline(always)]
+fn power(digits: usize) -> f64 {
+    POWERS[(-POWERS_FROM) as usize - digits]
+}
+
+/// Powers of ten that an `f64` holds exactly, all there are.
+#[rustfmt::skip]
+const TEN_TO: [f64; 23] = [
+    1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6, 1e7, 1e8, 1e9, 1e10, 1e11, 1e12, 1e13, 1e14, 1e15, 1e16, 1e17, 1e18, 1e19, 1e20,
+    1e21, 1e22,
+];
