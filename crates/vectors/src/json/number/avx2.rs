@@ -74,8 +74,11 @@ fn run_styled<const BLANK: bool>(bytes: &[u8], mut at: usize, out: &mut [f32]) -
         }
         // At most 27 bytes after `at`.
         let end = fraction + fraction_digits;
-        let usual =
-            integer <= 9 && byte(fraction - 1) == b'.' && byte(end) == b',' && (!BLANK || byte(end + 1) == b' ');
+        let usual = (negative == 0 || byte(at) == b'-')
+            && integer <= 9
+            && byte(fraction - 1) == b'.'
+            && byte(end) == b','
+            && (!BLANK || byte(end + 1) == b' ');
         if !usual {
             break;
         }

@@ -251,3 +251,78 @@ fn bytes_that_are_no_digits() {
         }
     }
 }
+
+/// What [`parse_run`] makes of `numbers`, which have enough before and behind them.
+fn run_of(numbers: &str) -> Vec<f32> {
+    let body = format!("{}{numbers}, 1.5, {}", " ".repeat(40), " ".repeat(40));
+    let mut out = [0.0; 8];
+    let (at, count) = parse_run(body.as_bytes(), 40, &mut out);
+    assert!(at >= 40 && at <= body.len());
+    out[..count].to_vec()
+}
+
+#[test]
+fn runs_of_usual_numbers_and_nothing_else() {
+    // All or nothing, by the CPU.
+    let is_there = !run_of("0.25, 0.5").is_empty();
+    let usual = |numbers: &str, expected: &[f32]| {
+        let found = run_of(numbers);
+        assert_eq!(found, if is_there { expected } else { &[] }, "{numbers}");
+        let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+        assert!(!is_there || bits(&found) == bits(expected), "{numbers}");
+    };
+    usual("0.25, -0.5", &[0.25, -0.5, 1.5]);
+    usual("-0.0, 0.000, -9.75", &[-0.0, 0.0, -9.75, 1.5]);
+    usual("0.012345679104328156, -1.0000000000000002", &[0.01234568, -1.0, 1.5]);
+    // Each stops the run where it stands.
+    for odd in [
+        "1",
+        "12.5",
+        "0.5e3",
+        "1e5",
+        "0.",
+        ".5",
+        "0.1234567890123456789012345",
+        "00.5",
+        "0.5.5",
+        "0.5 ",
+        "",
+        "-",
+        "--0.5",
+    ] {
+        usual(&format!("0.25, {odd}"), &[0.25]);
+    }
+    for byte in 0..=127u8 {
+        let first = char::from(byte);
+        if first != '-' && !first.is_ascii_digit() {
+            usual(&format!("0.25, {first}0.5"), &[0.25]);
+        }
+        if !first.is_ascii_digit() {
+            usual(&format!("0.25, {first}.5"), &[0.25]);
+            usual(&format!("0.25, 0{first}5"), if first == '.' { &[0.25, 0.5, 1.5] } else { &[0.25] });
+        }
+        if first != ',' && !first.is_ascii_digit() {
+            usual(&format!("0.25, 0.5{first} 0.5"), &[0.25]);
+        }
+    }
+}
+
+#[test]
+fn runs_are_what_numbers_alone_are() {
+    let mut random = Random(99);
+    let mut text = String::new();
+    for _ in 0..200_000 {
+        text.clear();
+        let digits = 1 + random.below(24);
+        if random.below(2) == 0 {
+            text.push('-');
+        }
+        write!(text, "{}.", random.below(2) * random.below(10)).unwrap();
+        let zeros = random.below(digits);
+        text.extend((0..zeros).map(|_| '0'));
+        random.digits(digits - zeros, &mut text);
+        if let [first, ..] = run_of(&text)[..] {
+            assert_eq!(first.to_bits(), text.parse::<f32>().unwrap().to_bits(), "{text}");
+        }
+    }
+}
