@@ -41,4 +41,4 @@ pub use model_store::{FetchProgress, ModelStore, ModelStoreError, Progress};
 pub use off::NoCache;
 pub use redb_store::{OpenError, RedbCache, RedbOptions};
 pub use tiered::TieredCache;
-pub use vector::Vector;
+pub use vector::{FORMS, Vector};

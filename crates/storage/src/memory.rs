@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What an entry costs beside its components: key, links, table slot, the place for its rendered bytes, reference
 /// counts, the allocator's rounding.
-const ENTRY_OVERHEAD_BYTES: usize = 288;
+const ENTRY_OVERHEAD_BYTES: usize = 336;
 
 /// What rendered bytes cost beside themselves: key, links, table slot, reference counts, the allocator's rounding.
 const RENDERED_OVERHEAD_BYTES: usize = 160;
@@ -54,7 +54,7 @@ struct Held {
 
 struct Entry {
     vector: Vector,
-    /// What its rendered bytes were counted with: zero until they were.
+    /// What its rendered bytes, in all forms, were counted with: zero until they were.
     rendered_cost: usize,
 }
 
@@ -121,15 +121,14 @@ impl Shared {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts the bytes that `place` was filled with a moment ago. Where its entry has left or was replaced in the
+    /// Counts `bytes` that `place` was filled with a moment ago; each form once. Where its entry has left or was replaced in the
     /// meantime, they live as long as those who hold the vector, and are not the cache's.
-    pub(crate) fn count_rendered(self: &Arc<Self>, place: &Arc<Place>) {
-        let Some(bytes) = place.rendered.get() else { return };
+    pub(crate) fn count_rendered(self: &Arc<Self>, place: &Arc<Place>, bytes: usize) {
         let mut freed = Vec::new();
         let mut held = self.lock();
-        let cost = bytes.len() + RENDERED_OVERHEAD_BYTES;
+        let cost = bytes + RENDERED_OVERHEAD_BYTES;
         match held.entries.peek_mut(&place.key) {
-            Some(entry) if entry.vector.has_place(place) && entry.rendered_cost == 0 => entry.rendered_cost = cost,
+            Some(entry) if entry.vector.has_place(place) => entry.rendered_cost += cost,
             _ => return,
         }
         held.bytes += cost;

@@ -116,8 +116,8 @@ mod tests {
         let after = store.stats();
         assert_eq!((after.hits - before.hits, after.misses - before.misses), (1, 1), "memory answers for the second");
         // What the store had is in memory now, with what the first to read it made of it.
-        let bytes = found[0].as_ref().unwrap().rendered(|_| "one".into());
-        assert_eq!(cache.memory().get_one(&key(1)).unwrap().rendered(|_| "other".into()), bytes);
+        let bytes = found[0].as_ref().unwrap().rendered(0, |_| "one".into());
+        assert_eq!(cache.memory().get_one(&key(1)).unwrap().rendered(0, |_| "other".into()), bytes);
         assert_eq!((cache.stats().hits, cache.stats().misses), (2, 1));
     }
 

@@ -4,7 +4,7 @@
 //! has a place for those bytes: whoever needs them first fills it, and whoever gets the same vector later finds them.
 //! The place belongs to the cache's entry; how many bytes are kept in all is the cache's business.
 //!
-//! Deliberately absent: what the bytes are. A vector has one place, for the one form that most readers ask for.
+//! Deliberately absent: what the bytes are. Whoever renders numbers the forms.
 
 use crate::CacheKey;
 use crate::memory::Shared;
@@ -12,6 +12,9 @@ use bytes::Bytes;
 use std::fmt;
 use std::ops::Deref;
 use std::sync::{Arc, OnceLock, Weak};
+
+/// Forms that a vector can be kept rendered in, numbered from 0.
+pub const FORMS: usize = 2;
 
 /// Floats, cheap to clone.
 ///
@@ -26,33 +29,36 @@ pub struct Vector {
 /// Where the rendered bytes of an entry of a memory cache lie.
 pub(crate) struct Place {
     pub(crate) key: CacheKey,
-    pub(crate) rendered: OnceLock<Bytes>,
+    rendered: [OnceLock<Bytes>; FORMS],
     /// Weak, since the cache holds the entry, and the entry this.
     memory: Weak<Shared>,
 }
 
 impl Vector {
-    /// The vector as bytes, made by `render` unless that was done before and kept.
+    /// The vector as the bytes of a form, made by `render` unless that was done before and kept.
     ///
     /// They are kept with the entry of the [`crate::MemoryCache`] that the vector was read from, as long as there is
     /// room. Calls at the same time wait for the first. A vector that was never in a memory cache is rendered at each
-    /// call: it may be asked for once and never again. `render` has to be the same function in all of a process.
-    pub fn rendered(&self, render: impl FnOnce(&[f32]) -> Bytes) -> Bytes {
-        let Some(place) = &self.place else { return render(&self.floats) };
+    /// call: it may be asked for once and never again. So is any vector in a form that is not below [`FORMS`]. A form's
+    /// `render` has to be the same function in all of a process.
+    pub fn rendered(&self, form: usize, render: impl FnOnce(&[f32]) -> Bytes) -> Bytes {
+        let Some((place, slot)) = self.place.as_ref().and_then(|place| Some((place, place.rendered.get(form)?))) else {
+            return render(&self.floats);
+        };
         let mut new = false;
-        let bytes = place.rendered.get_or_init(|| {
+        let bytes = slot.get_or_init(|| {
             new = true;
             render(&self.floats)
         });
         if new && let Some(memory) = place.memory.upgrade() {
-            memory.count_rendered(place);
+            memory.count_rendered(place, bytes.len());
         }
         bytes.clone()
     }
 
     /// The same floats with an empty place in `memory`'s entry of `key`.
     pub(crate) fn placed(&self, key: CacheKey, memory: &Arc<Shared>) -> Self {
-        let place = Place { key, rendered: OnceLock::new(), memory: Arc::downgrade(memory) };
+        let place = Place { key, rendered: Default::default(), memory: Arc::downgrade(memory) };
         Self { floats: Arc::clone(&self.floats), place: Some(Arc::new(place)) }
     }
 
@@ -109,7 +115,7 @@ mod tests {
         let vector = Vector::from(vec![1.0, 2.0]);
         let mut count = 0;
         for _ in 0..3 {
-            let bytes = vector.clone().rendered(|floats| {
+            let bytes = vector.clone().rendered(0, |floats| {
                 count += 1;
                 format!("{floats:?}").into()
             });

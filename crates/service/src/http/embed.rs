@@ -288,24 +288,30 @@ fn write_result(
     out.text().extend_from_slice(b"{\"control_id\":");
     control_id.serialize(&mut serde_json::Serializer::new(out.text()))?;
     out.text().extend_from_slice(b",\"embedding\":");
-    match format {
-        // The text of a hit is kept with the vector. That of a miss is not: most are never asked for again.
-        EncodingFormat::Float if *cache_hit => out.shared(vector.rendered(json_of)),
-        EncodingFormat::Float => nexus_vectors::write_f32_json(vector, out.text()),
-        EncodingFormat::Base64 => {
-            out.text().push(b'"');
-            out.text().extend_from_slice(nexus_vectors::encode_base64(vector).as_bytes());
-            out.text().push(b'"');
-        }
+    let (form, write) = match format {
+        EncodingFormat::Float => (0, nexus_vectors::write_f32_json as fn(&[f32], &mut Vec<u8>)),
+        EncodingFormat::Base64 => (1, write_base64_json as _),
+    };
+    if *cache_hit {
+        out.shared(vector.rendered(form, |vector| bytes_of(vector, write)));
+    } else {
+        // Not kept: most vectors are never asked for again.
+        write(vector, out.text());
     }
     out.text().extend_from_slice(b",\"cache_hit\":");
     out.text().extend_from_slice(if *cache_hit { b"true}" } else { b"false}" });
     Ok(())
 }
 
-fn json_of(vector: &[f32]) -> Bytes {
+fn bytes_of(vector: &[f32], write: fn(&[f32], &mut Vec<u8>)) -> Bytes {
     let mut json = Vec::new();
-    nexus_vectors::write_f32_json(vector, &mut json);
+    write(vector, &mut json);
     // It may be kept for long, and as many bytes are counted as are in it.
     json.into_boxed_slice().into()
+}
+
+fn write_base64_json(vector: &[f32], out: &mut Vec<u8>) {
+    out.push(b'"');
+    out.extend_from_slice(nexus_vectors::encode_base64(vector).as_bytes());
+    out.push(b'"');
 }

@@ -103,7 +103,7 @@ fn a_vector_is_rendered_once_for_all_who_read_it() {
     let cache = MemoryCache::new(1 << 20);
     let count = AtomicUsize::new(0);
     let read = |held: &Vector| {
-        held.rendered(|floats| {
+        held.rendered(0, |floats| {
             count.fetch_add(1, Ordering::Relaxed);
             render(floats, 50)
         })
@@ -121,13 +121,30 @@ fn a_vector_is_rendered_once_for_all_who_read_it() {
 }
 
 #[test]
+fn each_form_has_bytes_of_its_own() {
+    let cache = MemoryCache::new(1 << 20);
+    let held = cache.put_one(key(1), vector(&[1.0]));
+    for _ in 0..2 {
+        let lengths = [0, 1].map(|form| held.rendered(form, |floats| render(floats, 50 + form)).len());
+        assert_eq!(lengths, [50, 51]);
+    }
+    assert_eq!(cache.rendered_bytes(), 101 + 2 * RENDERED_OVERHEAD_BYTES);
+    // One that there is no place for is made each time.
+    assert_eq!(held.rendered(crate::FORMS, |_| "one".into()), "one");
+    assert_eq!(held.rendered(crate::FORMS, |_| "other".into()), "other");
+    check(&cache);
+}
+
+#[test]
 fn what_was_rendered_leaves_with_its_entry() {
     let cache = MemoryCache::new(1 << 20);
-    cache.put_one(key(1), vector(&[1.0])).rendered(|floats| render(floats, 50));
+    let old = cache.put_one(key(1), vector(&[1.0]));
+    old.rendered(0, |floats| render(floats, 50));
+    old.rendered(1, |floats| render(floats, 50));
     // Another vector under the same key has bytes of its own.
     let other = cache.put_one(key(1), vector(&[2.0]));
     assert_eq!((cache.bytes(), cache.rendered_bytes()), (cost(&[2.0]), 0));
-    assert_eq!(other.rendered(|floats| render(floats, 50)), [2; 50][..]);
+    assert_eq!(other.rendered(0, |floats| render(floats, 50)), [2; 50][..]);
     check(&cache);
 }
 
@@ -136,12 +153,12 @@ fn what_is_rendered_too_late_is_nobodys() {
     let cache = MemoryCache::new(cost(&[0.0]));
     let old = cache.put_one(key(1), vector(&[1.0]));
     cache.put_one(key(2), vector(&[2.0]));
-    assert_eq!(old.rendered(|floats| render(floats, 50)), [1; 50][..]);
+    assert_eq!(old.rendered(0, |floats| render(floats, 50)), [1; 50][..]);
     assert_eq!((cache.bytes(), cache.rendered_bytes()), (cost(&[2.0]), 0));
     // Nor does a cache that is gone mind.
     let last = cache.get_one(&key(2)).unwrap();
     drop(cache);
-    assert_eq!(last.rendered(|floats| render(floats, 50)), [2; 50][..]);
+    assert_eq!(last.rendered(0, |floats| render(floats, 50)), [2; 50][..]);
 }
 
 #[test]
@@ -149,7 +166,7 @@ fn rendered_bytes_go_before_vectors_do() {
     let rendered = 1000 + RENDERED_OVERHEAD_BYTES;
     let cache = MemoryCache::new(4 * rendered);
     for i in 0..3 {
-        cache.put_one(key(i), vector(&[i as f32])).rendered(|floats| render(floats, 1000));
+        cache.put_one(key(i), vector(&[i as f32])).rendered(0, |floats| render(floats, 1000));
     }
     // Two may be rendered, and all three stay.
     assert_eq!((cache.stats().entries, cache.rendered_bytes()), (Some(3), 2 * rendered));
@@ -164,7 +181,7 @@ fn rendered_bytes_go_before_vectors_do() {
 fn what_is_larger_than_its_part_is_not_kept() {
     let cache = MemoryCache::new(1000);
     let held = cache.put_one(key(1), vector(&[1.0]));
-    assert_eq!(held.rendered(|floats| render(floats, 2000)).len(), 2000);
+    assert_eq!(held.rendered(0, |floats| render(floats, 2000)).len(), 2000);
     assert_eq!((cache.bytes(), cache.rendered_bytes()), (cost(&[1.0]), 0));
     check(&cache);
 }
@@ -174,9 +191,9 @@ fn a_vector_in_two_caches_is_counted_by_each() {
     let (one, other) = (MemoryCache::new(1 << 20), MemoryCache::new(1 << 20));
     let in_one = one.put_one(key(1), vector(&[3.0]));
     let in_other = other.put_one(key(1), in_one.clone());
-    in_one.rendered(|floats| render(floats, 50));
+    in_one.rendered(0, |floats| render(floats, 50));
     assert_eq!((one.rendered_bytes(), other.rendered_bytes()), (50 + RENDERED_OVERHEAD_BYTES, 0));
-    in_other.rendered(|floats| render(floats, 50));
+    in_other.rendered(0, |floats| render(floats, 50));
     check(&one);
     check(&other);
     assert_eq!(other.rendered_bytes(), 50 + RENDERED_OVERHEAD_BYTES);
@@ -186,7 +203,7 @@ proptest! {
     #[test]
     fn the_bounds_hold_whatever_comes(
         bytes_max in 0usize..20_000,
-        steps in prop::collection::vec((0u8..4, 0u64..12, 0usize..600), 1..200),
+        steps in prop::collection::vec((0u8..5, 0u64..12, 0usize..600), 1..200),
     ) {
         let cache = MemoryCache::new(bytes_max);
         // Vectors that somebody still holds, whatever became of their entries.
@@ -198,7 +215,8 @@ proptest! {
                 _ => {
                     let Some(held) = kept.get(i as usize * kept.len() / 12) else { continue };
                     let first = held[0] as u8;
-                    let bytes = held.rendered(|floats| render(floats, 10 * size));
+                    // Two forms that are kept, and one that is not.
+                    let bytes = held.rendered(step as usize - 2, |floats| render(floats, 10 * size));
                     prop_assert!(bytes.iter().all(|b| *b == first));
                 }
             }
@@ -219,7 +237,7 @@ fn rendered_by_many_threads() {
                     let i = (step * 7 + thread * 3) % 100;
                     let held = cache.get_one(&key(i)).unwrap_or_else(|| cache.put_one(key(i), vector(&[i as f32])));
                     if step % 3 > 0 {
-                        assert_eq!(held.rendered(|floats| render(floats, 500)), [i as u8; 500][..]);
+                        assert_eq!(held.rendered(0, |floats| render(floats, 500)), [i as u8; 500][..]);
                     }
                     if step % 500 == 0 {
                         check(cache);
@@ -240,7 +258,7 @@ fn a_crowd_waits_for_the_one_who_renders() {
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
-                cache.get_one(&key(1)).unwrap().rendered(|floats| {
+                cache.get_one(&key(1)).unwrap().rendered(0, |floats| {
                     count.fetch_add(1, Ordering::Relaxed);
                     std::thread::sleep(std::time::Duration::from_millis(10));
                     render(floats, 50)

@@ -139,6 +139,20 @@ async fn a_hit_is_written_once_and_not_copied() {
     assert_eq!(first.iter().map(Bytes::len).collect::<Vec<_>>()[..1], [HEAD.len()]);
     assert_eq!((first[1].as_ptr(), first[1].len()), (second[1].as_ptr(), second[1].len()));
     assert!(cache.rendered_bytes() >= first[1].len());
+
+    // So it is with base64, beside the list of numbers.
+    let base64 = json!({ "control_id": "A", "text": "x", "encoding_format": "base64" }).to_string();
+    let mut addresses = Vec::new();
+    for _ in 0..2 {
+        let request = Request::post("/api/v1/embed").body(Body::from(base64.clone())).expect("a request");
+        let response = router(Arc::clone(&app)).oneshot(request).await.expect("the router never fails");
+        let frames = frames(response.into_body()).await;
+        assert_eq!(frames[1].len(), 2 + (DIMENSIONS * 4).div_ceil(3) * 4);
+        addresses.push(frames[1].as_ptr());
+    }
+    assert_eq!(addresses[0], addresses[1]);
+    let third = frames(respond(&app, "x").await.into_body()).await;
+    assert_eq!(third[1].as_ptr(), first[1].as_ptr());
 }
 
 #[tokio::test]
@@ -166,7 +180,7 @@ async fn a_batch_has_the_same_bytes_in_order() {
 
 #[tokio::test]
 async fn the_memory_for_the_cache_keeps_its_bound() {
-    // Room for the text of one vector, and for five vectors or so.
+    // Room for the text of one vector, and for three vectors or so.
     let bytes_max = 110_000;
     let (app, cache) = remembering(bytes_max);
     for round in 0..3 {
