@@ -7,7 +7,7 @@ mod refusals;
 mod shape;
 mod target_sets;
 
-use super::{App, Budget, Limits, Resident, router};
+use super::{App, Budget, Limits, router};
 use crate::shutdown::Lifecycle;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
