@@ -7,6 +7,8 @@ mod docs;
 mod errors;
 mod lifecycle;
 mod map;
+mod readme;
 mod service;
 mod settings;
 mod support;
+mod vectors;

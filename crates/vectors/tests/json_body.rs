@@ -440,7 +440,10 @@ fn malformed() {
         ("{\"source_embedding\":[1e]}", 23, "expected a digit, found ']'"),
         ("{\"source_embedding\":[\u{1}1]}", 21, "expected a number, found 0x01"),
         ("{\"source_embedding\":[1.5.5]}", 24, "expected ',' or ']', found '.'"),
-        ("{\"target_embeddings\":[[1],]}", 26, "expected a value, found ']'"),
+        ("{\"target_embeddings\":[[1],]}", 26, "expected a value, found ']', in target_embeddings[1]"),
+        ("{\"target_embeddings\":[[1] [2]]}", 26, "expected ',' or ']', found '[', in target_embeddings[0]"),
+        ("{\"target_embeddings\":[[1],[2,]]}", 29, "expected a number, found ']', in target_embeddings[1]"),
+        ("{\"target_embeddings\":[[1],[2", 28, "expected ',' or ']', found the end, in target_embeddings[1]"),
         ("{\"target_ids\":[\"a\",]}", 19, "expected a value, found ']'"),
     ] {
         refuses(body, &format!("body[{at}]"), ErrorKind::JsonInvalid, problem);

@@ -251,7 +251,7 @@ impl Elements<'_> {
         loop {
             self.cursor.skip_whitespace();
             let loc = [Loc::Key(TARGETS), Loc::Index(self.row)];
-            parse_vector(&mut self.cursor, &loc, self.length, out)?;
+            parse_vector(&mut self.cursor, &loc, self.length, out).map_err(|error| in_row(error, self.row))?;
             self.row += 1;
             self.cursor.skip_whitespace();
             if self.cursor.at == self.cursor.bytes.len() {
@@ -260,6 +260,15 @@ impl Elements<'_> {
             self.cursor.expect(b',', "',' or ']'")?;
         }
     }
+}
+
+/// `error` with the row where it says no more than the position of a character.
+#[cold]
+pub(super) fn in_row(mut error: BodyError, row: usize) -> BodyError {
+    if error.kind == ErrorKind::JsonInvalid {
+        error.msg.push_str(&format!(", in {TARGETS}[{row}]"));
+    }
+    error
 }
 
 /// Appends the vector at the cursor, a list of numbers or a base64 string, to `out`.

@@ -1,7 +1,7 @@
 //! The rows: a list of them, or all in one string, handed out as blocks.
 
 use super::{BLOCK_BYTES, JsonBody, Place, State, Stepped};
-use crate::body::block::{Block, Content, Job, parse_vector};
+use crate::body::block::{Block, Content, Job, in_row, parse_vector};
 use crate::body::elements::ElementEnd;
 use crate::body::fields::{TARGETS, check_row};
 use crate::json::{BodyError, Cursor, Length, Loc};
@@ -50,11 +50,11 @@ impl JsonBody {
                 (place, _) => {
                     self.emit(start, end, count, blocks);
                     if place == Place::After {
-                        return Err(self.malformed_here("',' or ']'"));
+                        return Err(in_row(self.malformed_here("',' or ']'"), self.rows - 1));
                     }
                     let loc = [Loc::Key(TARGETS), Loc::Index(self.rows)];
                     let error = self.check_is_vector(&loc).err();
-                    return Err(error.unwrap_or_else(|| self.malformed_here("a value")));
+                    return Err(in_row(error.unwrap_or_else(|| self.malformed_here("a value")), self.rows));
                 }
             }
         }
@@ -70,7 +70,8 @@ impl JsonBody {
             let mut cursor = Cursor { bytes: &self.rest[..end], at: self.at };
             let loc = [Loc::Key(TARGETS), Loc::Index(0)];
             let length = Length::AtMost(self.limits.dim_max);
-            parse_vector(&mut cursor, &loc, length, &mut row).map_err(|error| self.placed(error, 0))?;
+            let parsed = parse_vector(&mut cursor, &loc, length, &mut row);
+            parsed.map_err(|error| self.placed(in_row(error, 0), 0))?;
             self.head.dim = Some(row.len());
         } else if self.rows == 0 {
             self.head.dim = self.known_dim();

@@ -50,6 +50,7 @@ static LAST_LANES: [u8; BEHIND + FRACTION_MAX] = {
 fn run_styled<const BLANK: bool>(bytes: &[u8], mut at: usize, out: &mut [f32]) -> (usize, usize) {
     let zero = _mm256_set1_epi8(b'0' as i8);
     let nine = _mm256_set1_epi8(9);
+    let minus = _mm256_set1_epi8(b'-' as i8);
     let tens = _mm256_set1_epi16(0x010A);
     let hundreds = _mm256_set1_epi32(0x0001_0064);
     let ten_thousands = _mm256_set1_epi32(0x0001_2710);
@@ -63,8 +64,10 @@ fn run_styled<const BLANK: bool>(bytes: &[u8], mut at: usize, out: &mut [f32]) -
         let ahead = unsafe { _mm256_loadu_si256(bytes.as_ptr().add(at).cast()) };
         let digits = _mm256_sub_epi8(ahead, zero);
         let is_digit = _mm256_movemask_epi8(_mm256_cmpeq_epi8(_mm256_min_epu8(digits, nine), digits)) as u32;
-        // Out of the mask, which the next number waits for anyway: looking at the byte took twice the time for all.
-        let negative = usize::from(is_digit & 1 == 0);
+        // What is first and no digit has to be a sign. Which of the two it is no branch can guess, so that there is none: both
+        // are looked up in masks, and the compiler makes no branch of those.
+        let negative = (!is_digit & 1) as usize;
+        let is_sign = _mm256_movemask_epi8(_mm256_cmpeq_epi8(ahead, minus)) as u32;
         let fraction = at + negative + 2;
         let integer = byte(fraction - 2).wrapping_sub(b'0');
         // The bits shifted in at the top end the count; so many digits are too many anyway.
@@ -74,7 +77,7 @@ fn run_styled<const BLANK: bool>(bytes: &[u8], mut at: usize, out: &mut [f32]) -
         }
         // At most 27 bytes after `at`.
         let end = fraction + fraction_digits;
-        let usual = (negative == 0 || byte(at) == b'-')
+        let usual = (is_digit | is_sign) & 1 == 1
             && integer <= 9
             && byte(fraction - 1) == b'.'
             && byte(end) == b','
