@@ -98,6 +98,8 @@ def measure(options, body, exact, with_original, before=None):
             for server, result in zip(running, results):
                 enough = turn >= ORIGINAL_RUNS_MIN and sum(result.seconds) > ORIGINAL_S
                 if not result.refused and not (server.name == "original" and enough):
+                    for other in running:
+                        other.settle()
                     run_once(server, body, exact, result)
         for server, result in zip(running, results):
             result.peak_mib = server.peak_mib()

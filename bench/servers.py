@@ -15,6 +15,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 READY_S = 120
+# As long without work is the end of it.
+IDLE_S = 0.3
 
 
 class Server:
@@ -94,6 +96,16 @@ class Server:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             ticks += int(fields[11]) + int(fields[12])
         return ticks / os.sysconf("SC_CLK_TCK")
+
+    def settle(self):
+        """Waits until it has nothing to do any more: the original goes on freeing what a request took after its answer."""
+        until = time.monotonic() + READY_S
+        before = self.cpu_s()
+        while time.monotonic() < until:
+            time.sleep(IDLE_S)
+            if (now := self.cpu_s()) - before < IDLE_S / 10:
+                return
+            before = now
 
     def forget_peak(self):
         """From now on, `peak_mib` is the most since now."""

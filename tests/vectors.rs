@@ -184,6 +184,25 @@ fn target_sets_outlive_the_process() {
 }
 
 #[test]
+fn a_set_that_outgrows_its_room_is_answered_507_and_leaves_the_old_one() {
+    let service = Service::start(&[("NEXUS_TARGETS_BYTES_MAX", "1MiB")]).ready();
+    let put = |rows: usize| {
+        let row = format!("[{}1]", "0.123456789,".repeat(999));
+        let body = format!(r#"{{"target_embeddings": [{}]}}"#, vec![row; rows].join(","));
+        let put = service.client.put(format!("{}/api/v1/targets/nist", service.url));
+        put.body(body).send().expect("an answer")
+    };
+    assert_eq!(put(20).status(), 201);
+    let before: Value = service.get("/api/v1/targets/nist").json().expect("JSON");
+    // Many blocks, of which an early one has no room.
+    let answer = put(2000);
+    assert_eq!(answer.status(), 507);
+    let detail: Value = answer.json().expect("JSON");
+    assert!(detail["detail"].as_str().is_some_and(|detail| detail.contains("are free")), "{detail}");
+    assert_eq!(service.get("/api/v1/targets/nist").json::<Value>().expect("JSON"), before);
+}
+
+#[test]
 fn a_body_without_a_length_is_refused_at_the_limit() {
     let service = Service::start(&[("NEXUS_BODY_BYTES_MAX", "1MiB")]);
     let mut stream = TcpStream::connect(service.url.trim_start_matches("http://")).expect("a connection");

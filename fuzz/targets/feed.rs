@@ -4,7 +4,14 @@ use bytes::Bytes;
 use nexus_vectors::{Block, BodyError, BodyParser, Form, Gathered, Limits, Purpose, Threads};
 
 /// Small enough to be met by small inputs.
-const LIMITS: Limits = Limits { rows_max: 64, dim_max: 48, components_max: 400, sources_max: 4 };
+const LIMITS: Limits = Limits {
+    rows_max: 64,
+    dim_max: 48,
+    components_max: 400,
+    sources_max: 4,
+    source_components_max: 100,
+    candidates_max: 100,
+};
 
 /// Everything that can be told of what came of the body, fed in pieces of the lengths that `lengths` gives in turn.
 pub fn outcome(form: Form, purpose: Purpose, body: &[u8], lengths: &[u8]) -> Result<String, String> {
@@ -29,7 +36,7 @@ fn run(form: Form, purpose: Purpose, body: &[u8], lengths: &[u8]) -> Result<Stri
     let head = head?;
     if purpose == Purpose::Retrieve && head.targets.is_none() {
         let k = head.top_k.unwrap_or(50);
-        return Ok(format!("{:?} {:?}", gathered.rank(&head, k, Threads::Caller)?, head.ids));
+        return Ok(format!("{:?} {:?}", gathered.rank(&head, k, &LIMITS, Threads::Caller)?, head.ids));
     }
     let mut bits = Vec::new();
     for kept in gathered.into_kept() {

@@ -48,7 +48,7 @@ fn parse(bencher: Bencher<'_, '_>, body: &Bytes) {
         }
         let head = parser.finish(&mut blocks).unwrap();
         blocks.drain(..).for_each(|block| gathered.take(block.run().unwrap()));
-        gathered.rank(&head, 50, Threads::Caller).unwrap()
+        gathered.rank(&head, 50, &Limits::default(), Threads::Caller).unwrap()
     });
 }
 

@@ -26,7 +26,7 @@ mod tensors;
 
 pub use block::{Block, Data, Kept, Outcome, Rated};
 pub use fields::refusal;
-pub use gathered::{Gathered, check_ids, check_whole_rows};
+pub use gathered::{Gathered, check_candidates, check_ids, check_whole_rows};
 pub use ids::Ids;
 
 use crate::Sources;
@@ -63,12 +63,27 @@ pub struct Limits {
     pub components_max: usize,
     /// Sources of one request.
     pub sources_max: usize,
+    /// Components of all sources together.
+    pub source_components_max: usize,
+    /// Candidates of all sources together: sources times `top_k`, or times rows where those are fewer.
+    pub candidates_max: usize,
+}
+
+impl Limits {
+    /// 16 Mi rows, 64 Ki components a vector, 2 GiB of `f32`, 1024 sources of 32 MiB, 4 Mi candidates.
+    pub const DEFAULT: Self = Self {
+        rows_max: 1 << 24,
+        dim_max: 1 << 16,
+        components_max: 1 << 29,
+        sources_max: 1024,
+        source_components_max: 1 << 23,
+        candidates_max: 1 << 22,
+    };
 }
 
 impl Default for Limits {
-    /// 16 Mi rows, 64 Ki components a vector, 2 GiB of `f32`, 1024 sources.
     fn default() -> Self {
-        Self { rows_max: 1 << 24, dim_max: 1 << 16, components_max: 1 << 29, sources_max: 1024 }
+        Self::DEFAULT
     }
 }
 

@@ -21,8 +21,8 @@ mod topk;
 mod wire;
 
 pub use body::{
-    Block, BodyParser, Data, Form, Gathered, Head, Ids, Kept, Limits, Outcome, Purpose, Rated, check_ids,
-    check_whole_rows, refusal,
+    Block, BodyParser, Data, Form, Gathered, Head, Ids, Kept, Limits, Outcome, Purpose, Rated, check_candidates,
+    check_ids, check_whole_rows, refusal,
 };
 pub use dtype::Dtype;
 pub use json::{BodyError, ErrorKind, Loc, character_position, parse_integer, write_f32_json};

@@ -68,6 +68,11 @@ impl Sources {
         self.inverse_norms.is_empty()
     }
 
+    /// Bytes of memory taken.
+    pub fn bytes(&self) -> usize {
+        size_of_val(&*self.scaled) + size_of_val(&*self.packed) + size_of_val(&*self.inverse_norms)
+    }
+
     /// Components in each source.
     pub fn dim(&self) -> usize {
         self.dim

@@ -183,6 +183,22 @@ fn wrong_base64() {
 }
 
 #[test]
+fn nothing_follows_padding() {
+    use base64::Engine as _;
+    let bytes: Vec<u8> = [1.0f32; 12_288].iter().flat_map(|x| x.to_le_bytes()).collect();
+    let encode = |bytes: &[u8]| base64::engine::general_purpose::STANDARD.encode(bytes);
+    // Cut where blocks are cut, too.
+    let text = encode(&bytes[..49_150]) + &encode(&bytes[49_150..]);
+    let body = format!(r#"{{"target_embeddings":"{text}","dimensions":4096}}"#);
+    let error = parse_as(Form::Json, Purpose::Keep, &Limits::default(), body.as_bytes()).unwrap_err();
+    assert_eq!((error.loc.len(), error.kind), (2, ErrorKind::ValueError), "{error}");
+    assert_eq!(
+        keeps(format!(r#"{{"target_embeddings":"{}","dimensions":4096}}"#, encode(&bytes))).floats(),
+        [1.0; 12_288]
+    );
+}
+
+#[test]
 fn many_sources_and_resident_targets() {
     let parsed =
         accepts(r#"{"source_embeddings":[[1,0],[0,1]],"target_embeddings":[[1,0.1],[0.1,1],[-1,0]],"top_k":2}"#);
@@ -385,7 +401,14 @@ fn vectors_without_sense() {
 
 #[test]
 fn limits() {
-    let limits = Limits { rows_max: 3, dim_max: 4, components_max: 8, sources_max: 2 };
+    let limits = Limits {
+        rows_max: 3,
+        dim_max: 4,
+        components_max: 8,
+        sources_max: 2,
+        source_components_max: 4,
+        candidates_max: 4,
+    };
     let check = |body: &str, expected: &str| {
         let error = parse_as(Form::Json, Purpose::Retrieve, &limits, body.as_bytes()).unwrap_err();
         assert_eq!((error.to_string().as_str(), error.kind), (expected, ErrorKind::TooLong));
@@ -404,6 +427,13 @@ fn limits() {
         "body.target_embeddings: List should have at most 8 components",
     );
     check(r#"{"target_ids":["","","",""]}"#, "body.target_ids: List should have at most 3 ids");
+    check(
+        r#"{"source_embeddings":[[1,2,3],[1,2,3]]}"#,
+        "body.source_embeddings: List should have at most 4 components",
+    );
+    let many = br#"{"source_embeddings":[[1],[2]],"target_embeddings":[[1],[2],[3]],"top_k":3}"#;
+    let error = parse_as(Form::Json, Purpose::Retrieve, &limits, many).unwrap_err();
+    assert_eq!(error.to_string(), "body.top_k: Value error, 2 sources may ask for 4 candidates at most");
     check(r#"{"source_embeddings":[[1],[1],[1]]}"#, "body.source_embeddings: List should have at most 2 vectors");
     let body = br#"{"source_embedding":[1,2,3,4],"target_embeddings":[[1,1,1,1],[1,1,1,1]]}"#;
     assert!(parse_as(Form::Json, Purpose::Retrieve, &limits, body).is_ok());

@@ -165,6 +165,8 @@ fn what_is_wrong_is_named() {
     refuses(&whole[..40], &no("it ends within its header"));
     refuses(&[&whole[..], b"x"].concat(), &no("there are bytes after its tensors"));
     refuses(&[&u64::MAX.to_le_bytes()[..], b"{}"].concat(), &no("its header is too long"));
+    let many = format!(r#"{{"a":{}0{}}}"#, "{\"b\":".repeat(70_000), "}".repeat(70_000));
+    refuses(&with_header(&many, &[]), &no("it has too many tensors"));
     let overlapping = r#"{"source_embedding":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},"target_embeddings":{"dtype":"F32","shape":[1,2],"data_offsets":[4,12]}}"#;
     refuses(&with_header(overlapping, &[0; 12]), &no("invalid offset for tensor `target_embeddings`"));
     let int = r#"{"source_embedding":{"dtype":"I32","shape":[2],"data_offsets":[0,8]}, "target_embeddings":{"dtype":"F32","shape":[0,2],"data_offsets":[8,8]}}"#;

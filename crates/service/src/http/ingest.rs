@@ -29,20 +29,42 @@ pub(super) trait Sink: Send {
     fn held_bytes(&self) -> usize;
 }
 
-/// Reads the body of `request`, and gives its rows to `sink`. Returns all else that is in it, and what of the budget is
+/// What a body with vectors may hold, beside its bytes.
+pub(super) const LIMITS: Limits = Limits::DEFAULT;
+
+/// A body of which nothing was read.
+pub(super) struct Opened {
+    form: Form,
+    body: IncomingBody,
+}
+
+impl Opened {
+    /// The body of `request`, if it is one that may have vectors.
+    pub(super) fn of(app: &App, request: Request) -> Result<Self, ApiError> {
+        let (media_type, _, body) = body::open(request, app.limits.body_bytes_max, true)?;
+        let form = match media_type {
+            MediaType::Json => Form::Json,
+            MediaType::Binary => Form::Safetensors,
+        };
+        Ok(Self { form, body })
+    }
+
+    /// Gives the body up with `error`.
+    pub(super) fn refuse(self, error: ApiError) -> ApiError {
+        self.body.refuse(error)
+    }
+}
+
+/// Reads a body, and gives its rows to `sink`. Returns all else that is in it, and what of the budget is
 /// still held for it.
 pub(super) async fn ingest(
     app: &App,
-    request: Request,
+    opened: Opened,
     purpose: Purpose,
     sink: &mut impl Sink,
 ) -> Result<(Head, Share), ApiError> {
-    let (media_type, _, mut body) = body::open(request, app.limits.body_bytes_max, true)?;
-    let form = match media_type {
-        MediaType::Json => Form::Json,
-        MediaType::Binary => Form::Safetensors,
-    };
-    let mut parser = BodyParser::new(form, purpose, Limits::default());
+    let Opened { form, mut body } = opened;
+    let mut parser = BodyParser::new(form, purpose, LIMITS);
     let mut under_way = UnderWay::default();
     let mut share = app.bodies.share();
     match read(&mut body, &mut parser, &mut under_way, &mut share, sink).await {
@@ -111,7 +133,7 @@ impl UnderWay {
         }
         let bytes = block.bytes();
         self.bytes += bytes;
-        if bytes <= INLINE_BYTES_MAX {
+        if block.work_bytes() <= INLINE_BYTES_MAX {
             let result = block.run().map_err(Failure::Body);
             self.blocks.push_back(Box::pin(std::future::ready((bytes, result))));
             return Ok(());
@@ -137,7 +159,14 @@ impl UnderWay {
         let Some((bytes, result)) = self.blocks.next().await else { return Ok(()) };
         self.bytes -= bytes;
         match result {
-            Ok(outcome) => sink.take(outcome).await,
+            Ok(outcome) => {
+                let taken = sink.take(outcome).await;
+                if taken.is_err() {
+                    // What comes after has nowhere to go, and must not be told in its place.
+                    self.blocks.clear();
+                }
+                taken
+            }
             Err(Failure::Body(error)) => {
                 self.blocks.clear();
                 Err(error.into())

@@ -1,14 +1,17 @@
 //! `/api/v1/retrieve`: the nearest of the vectors that the request brings along, or of a resident set. Needs no model.
 
+use super::budget::Share;
 use super::error::{ApiError, BodyRefusals, Problem, Step};
-use super::ingest::{Sink, ingest};
+use super::ingest::{LIMITS, Opened, Sink, ingest};
 use super::{App, body};
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
 use nexus_storage::TargetSet;
-use nexus_vectors::{Dtype, Gathered, Head, Outcome, Purpose, Rows, Scored, Sources, Threads, top_k_many};
+use nexus_vectors::{
+    Dtype, Gathered, Head, Outcome, Purpose, Rows, Scored, Sources, Threads, check_candidates, top_k_many,
+};
 use serde::Serialize;
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -124,17 +127,19 @@ pub(super) struct Candidate {
 )]
 pub(super) async fn retrieve(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let mut gather = Gather::default();
-    // The budget's share is held until the rows are ranked.
-    let (head, _share) = ingest(&app, request, Purpose::Retrieve, &mut gather).await?;
+    let body = Opened::of(&app, request)?;
+    let (head, share) = ingest(&app, body, Purpose::Retrieve, &mut gather).await?;
     if let Some(name) = &head.targets {
         let set = app.targets.sets()?.get(name).ok_or_else(|| super::targets::unknown(name))?;
-        return in_set(head, set).await;
+        return in_set(head, set, share).await;
     }
     let Gather { gathered, held_bytes } = gather;
     let k = head.top_k.unwrap_or(TOP_K_DEFAULT);
     let work = move || {
+        // Until the rows are ranked, even if nobody waits for that any more.
+        let _share = share;
         let threads = if gathered.is_small() { Threads::Caller } else { Threads::Pool };
-        let ranked = gathered.rank(&head, k, threads)?;
+        let ranked = gathered.rank(&head, k, &LIMITS, threads)?;
         let ids = head.ids.as_ref();
         Ok(answer(ranked, head.many, |row| ids.and_then(|ids| ids.get(row))))
     };
@@ -160,11 +165,12 @@ impl Sink for Gather {
     }
 }
 
-async fn in_set(head: Head, set: Arc<TargetSet>) -> Result<Response, ApiError> {
+async fn in_set(head: Head, set: Arc<TargetSet>, share: Share) -> Result<Response, ApiError> {
     let Head { sources, many, top_k, .. } = head;
     let sources = sources.ok_or_else(ApiError::internal)?;
-    let bytes = set.rows().len();
+    let bytes = set.rows().len().saturating_mul(sources.len());
     let work = move || {
+        let _share = share;
         let ranked = nearest(&sources, &set, top_k.unwrap_or(TOP_K_DEFAULT))?;
         Ok(answer(ranked, many, |row| set.id(row)))
     };
@@ -195,6 +201,7 @@ fn nearest(sources: &Sources, set: &TargetSet, k: usize) -> Result<Vec<Vec<Score
     };
     let dtype = Dtype::parse(info.dtype.name()).ok_or_else(ApiError::internal)?;
     let rows = Rows::from_bytes(set.rows(), dtype, info.dimensions).map_err(|error| damaged(&error))?;
+    check_candidates(sources.len(), k, info.rows, &LIMITS)?;
     top_k_many(sources, rows, Some(set.norms()), k, Threads::Pool).map_err(|error| damaged(&error))
 }
 

@@ -2,7 +2,7 @@
 
 use super::App;
 use super::error::{ApiError, BodyRefusals, ErrorDetail, Problem, Step};
-use super::ingest::{Sink, ingest};
+use super::ingest::{LIMITS, Opened, Sink, ingest};
 use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
@@ -116,15 +116,24 @@ pub(super) async fn put(
     Path(name): Path<String>,
     request: Request,
 ) -> Result<Response, ApiError> {
-    let name = parse_name(&name)?;
-    let sets = app.targets.sets()?;
-    let writer = blocking(move || Ok(sets.begin(&name)?)).await?;
+    let body = Opened::of(&app, request)?;
+    let writer = match begin(&app, &name).await {
+        Ok(writer) => writer,
+        Err(error) => return Err(body.refuse(error)),
+    };
     let mut writing = Writing { writer: Some(writer), rows: 0 };
-    let (head, _share) = ingest(&app, request, Purpose::Keep, &mut writing).await?;
+    let (head, _share) = ingest(&app, body, Purpose::Keep, &mut writing).await?;
     let writer = writing.writer.take().ok_or_else(ApiError::internal)?;
-    let (info, replaced) = blocking(move || finish(writer, head, writing.rows)).await?;
+    let rows = writing.rows;
+    let (info, replaced) = blocking(move || finish(writer, head, rows)).await?;
     let status = if replaced { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, Json(TargetSetInfo::from(info))).into_response())
+}
+
+async fn begin(app: &App, name: &str) -> Result<SetWriter, ApiError> {
+    let name = parse_name(name)?;
+    let sets = app.targets.sets()?;
+    blocking(move || Ok(sets.begin(&name)?)).await
 }
 
 /// What is known of a resident set.
@@ -276,9 +285,18 @@ impl Sink for Writing {
         Ok(())
     }
 
-    /// It is on the disk.
+    /// Rows are on the disk, their norms are not.
     fn held_bytes(&self) -> usize {
-        0
+        self.rows * size_of::<f64>()
+    }
+}
+
+impl Drop for Writing {
+    /// What was written of a set that is given up is removed, which takes its time.
+    fn drop(&mut self) {
+        if let (Some(writer), Ok(runtime)) = (self.writer.take(), tokio::runtime::Handle::try_current()) {
+            runtime.spawn_blocking(move || drop(writer));
+        }
     }
 }
 
@@ -297,7 +315,7 @@ fn finish(mut writer: SetWriter, head: Head, rows: usize) -> Result<(SetInfo, bo
         let row_bytes = dim * size_of::<f32>();
         // What is no whole number of rows is the client's mistake, and named as that.
         let length = usize::try_from(writer.rows_bytes()).unwrap_or(usize::MAX);
-        nexus_vectors::check_whole_rows(length, dim)?;
+        nexus_vectors::check_whole_rows(length, dim, &LIMITS)?;
         let mut first_row = 0;
         writer.measure(|bytes, row_norms| -> Result<(), PutError> {
             let measured = Rows::from_bytes(bytes, Dtype::F32, dim).map_err(|_| PutError::Lost)?;

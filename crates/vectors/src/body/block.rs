@@ -46,7 +46,13 @@ pub(super) enum Content {
     },
     /// A part of one base64 string, a multiple of four characters: whole rows, or a run of components where `dim` is not
     /// known.
-    Matrix { text: Bytes, characters_before: usize, dim: Option<usize> },
+    Matrix {
+        text: Bytes,
+        characters_before: usize,
+        dim: Option<usize>,
+        /// Whether the part before ended in padding, which nothing may follow.
+        after_padding: bool,
+    },
     /// Components as bytes.
     Binary { bytes: Bytes, dtype: Dtype, dim: usize },
 }
@@ -75,7 +81,7 @@ impl Outcome {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Scored(rated) => rated.bytes,
-            Self::Kept(kept) => kept.data.as_bytes().len() + size_of_val(&*kept.norms),
+            Self::Kept(kept) => kept.data.as_bytes().len() + size_of_val(&*kept.norms) + KEPT_OVERHEAD_BYTES,
         }
     }
 }
@@ -125,10 +131,21 @@ thread_local! {
     static FLOATS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
+/// What rows that are kept take beside themselves.
+const KEPT_OVERHEAD_BYTES: usize = size_of::<Kept>() + 64;
+
+/// With more than so many asked for, a body's best rows may be all of them.
+const K_SMALL: usize = 1 << 12;
+
 /// More than this is not kept for the next block.
 const SCRATCH_FLOATS_MAX: usize = 1 << 20;
 
 impl Block {
+    /// A measure of the work: the bytes that are looked at, for each source.
+    pub fn work_bytes(&self) -> usize {
+        self.bytes().saturating_mul(self.job.sources.as_ref().map_or(1, |sources| sources.len()))
+    }
+
     /// Bytes of the body in it.
     pub fn bytes(&self) -> usize {
         match &self.content {
@@ -148,7 +165,7 @@ impl Block {
             Content::Elements { text, length, characters_before, count } => {
                 let place = |error| in_characters(error, &text, characters_before);
                 let mut elements = Elements { cursor: Cursor::new(&text), length, row: first_row };
-                if job.scores() {
+                if job.scores(length.exact()) {
                     return FLOATS.with_borrow_mut(|floats| {
                         floats.clear();
                         elements.parse_all(floats).map_err(place)?;
@@ -166,12 +183,15 @@ impl Block {
                 let dim = length.exact();
                 job.keep(Data::Floats(floats), dim, first_row)
             }
-            Content::Matrix { text, characters_before, dim } => {
+            Content::Matrix { text, characters_before, dim, after_padding } => {
+                if after_padding {
+                    return Err(not_base64(&[Loc::Key(TARGETS)], &base64::DecodeError::InvalidPadding));
+                }
                 let bytes = decode_matrix(&text, characters_before)?;
                 job.finish(Data::Bytes(bytes, Dtype::F32), dim, first_row)
             }
             Content::Binary { bytes, dtype, dim } => match &job.sources {
-                Some(sources) if job.scores() => job.score(sources, &bytes, dtype, dim, first_row),
+                Some(sources) if job.scores(Some(dim)) => job.score(sources, &bytes, dtype, dim, first_row),
                 _ => job.keep(Data::Bytes(bytes.to_vec(), dtype), Some(dim), first_row),
             },
         }
@@ -179,13 +199,16 @@ impl Block {
 }
 
 impl Job {
-    fn scores(&self) -> bool {
-        self.purpose == Purpose::Retrieve && self.sources.is_some()
+    /// Whether rows of `dim` components are compared at once. They are kept instead where their similarities might take
+    /// more memory: it is not known yet how many are asked for, or they are many.
+    fn scores(&self, dim: Option<usize>) -> bool {
+        let (Purpose::Retrieve, Some(sources), Some(dim)) = (self.purpose, &self.sources, dim) else { return false };
+        self.k.is_some_and(|k| k <= K_SMALL) || sources.len() * size_of::<Scored>() <= dim * size_of::<f32>()
     }
 
     fn finish(&self, data: Data, dim: Option<usize>, first_row: usize) -> Result<Outcome, BodyError> {
         match (&self.sources, dim) {
-            (Some(sources), Some(dim)) if self.scores() => {
+            (Some(sources), Some(dim)) if self.scores(Some(dim)) => {
                 self.score(sources, data.as_bytes(), data.dtype(), dim, first_row)
             }
             _ => self.keep(data, dim, first_row),

@@ -46,7 +46,10 @@ impl ElementEnd {
         if !is_string {
             return memchr(b']', bytes).map(|at| at + 1);
         }
-        let mut at = usize::from(std::mem::take(&mut self.escaped) && !bytes.is_empty());
+        if bytes.is_empty() {
+            return None;
+        }
+        let mut at = usize::from(std::mem::take(&mut self.escaped));
         loop {
             let found = at + memchr2(b'"', b'\\', bytes.get(at..)?)?;
             if bytes[found] == b'"' {

@@ -110,3 +110,15 @@ pub(super) fn check_row(row: usize, dim: usize, limits: &Limits) -> Result<(), B
     }
     Ok(())
 }
+
+/// Whether there may be `count` sources of `dim` components.
+pub(super) fn check_sources(count: usize, dim: usize, limits: &Limits) -> Result<(), BodyError> {
+    let list = [Loc::Key(SOURCES)];
+    if count > limits.sources_max {
+        return Err(too_long(&list, "vectors", limits.sources_max));
+    }
+    if count.saturating_mul(dim) > limits.source_components_max {
+        return Err(too_long(&list, "components", limits.source_components_max));
+    }
+    Ok(())
+}

@@ -1,8 +1,8 @@
 //! What blocks have come to, put together: the ranking.
 
 use super::block::{Data, Kept, Outcome, not_whole, rows};
-use super::fields::{TARGET_IDS, TARGETS, of_source, refusal};
-use super::{Head, Ids};
+use super::fields::{TARGET_IDS, TARGETS, TOP_K, check_row, of_source, refusal};
+use super::{Head, Ids, Limits};
 use crate::json::{BodyError, Loc};
 use crate::{Best, Scored, Sources, Threads, score};
 use rayon::prelude::*;
@@ -40,20 +40,25 @@ impl Gathered {
     ///
     /// # Errors
     ///
-    /// What is wrong with rows that could not be scored before, or with the number of ids.
-    pub fn rank(self, head: &Head, k: usize, threads: Threads) -> Result<Vec<Vec<Scored>>, BodyError> {
+    /// What is wrong with rows that could not be scored before, or with the number of ids; more candidates than the limits
+    /// allow.
+    pub fn rank(self, head: &Head, k: usize, limits: &Limits, threads: Threads) -> Result<Vec<Vec<Scored>>, BodyError> {
         let Some(sources) = head.sources.as_deref() else { return Ok(Vec::new()) };
         let dim = sources.dim();
         if head.dim.is_some_and(|told| told != dim) && !head.flat {
             let row_dim = head.dim.unwrap_or_default();
             return Err(of_source(row_dim, dim, 0));
         }
+        if head.flat {
+            check_whole_rows(self.kept.iter().map(|kept| kept.data.as_bytes().len()).sum(), dim, limits)?;
+        }
         let pieces = if head.flat { whole_rows(&self.kept, dim) } else { as_they_are(&self.kept) };
         let kept_rows: usize = pieces.iter().map(|piece| piece.bytes.len() / (dim * piece.dtype.bytes())).sum();
         check_ids(head.ids.as_ref(), self.scored_rows + kept_rows)?;
-        let mut best = self.best.unwrap_or_else(|| Best::new(sources.len(), k));
-        for piece in score_all(&pieces, sources, k, threads) {
-            best.merge(piece?);
+        check_candidates(sources.len(), k, self.scored_rows + kept_rows, limits)?;
+        let mut best = score_all(&pieces, sources, k, threads)?;
+        if let Some(scored) = self.best {
+            best.merge(scored);
         }
         let mut ranked = best.into_ranked();
         ranked.iter_mut().for_each(|scored| scored.truncate(k));
@@ -66,17 +71,30 @@ impl Gathered {
     }
 }
 
-/// Whether so many bytes of `f32` are whole rows of `dim`.
+/// Whether so many bytes of `f32` are whole rows of `dim`, and not too many.
 ///
 /// # Errors
 ///
-/// When something is left over.
-pub fn check_whole_rows(bytes: usize, dim: usize) -> Result<(), BodyError> {
+/// When something is left over, or the limits are exceeded.
+pub fn check_whole_rows(bytes: usize, dim: usize, limits: &Limits) -> Result<(), BodyError> {
     let row_bytes = dim * size_of::<f32>();
     match bytes.checked_rem(row_bytes) {
-        Some(0) => Ok(()),
+        Some(0) => (bytes / row_bytes).checked_sub(1).map_or(Ok(()), |last| check_row(last, dim, limits)),
         rest => Err(not_whole(bytes / row_bytes.max(1), rest.unwrap_or(bytes), dim, row_bytes)),
     }
+}
+
+/// Whether so many sources may ask for `k` each out of so many rows.
+///
+/// # Errors
+///
+/// When that would be more candidates than the limits allow.
+pub fn check_candidates(sources: usize, k: usize, rows: usize, limits: &Limits) -> Result<(), BodyError> {
+    if sources.saturating_mul(k.min(rows)) <= limits.candidates_max {
+        return Ok(());
+    }
+    let problem = format_args!("{sources} sources may ask for {} candidates at most", limits.candidates_max);
+    Err(BodyError::value(&[Loc::Key(TOP_K)], problem))
 }
 
 /// Whether there are as many ids as rows.
@@ -140,17 +158,29 @@ fn whole_rows(kept: &[Kept], dim: usize) -> Vec<Piece<'_>> {
     pieces
 }
 
-fn score_all(pieces: &[Piece<'_>], sources: &Sources, k: usize, threads: Threads) -> Vec<Result<Best, BodyError>> {
-    let score_one = |piece: &Piece<'_>| {
-        let rows = rows(&piece.bytes, piece.dtype, sources.dim(), piece.first_row)?;
-        let mut best = Best::new(sources.len(), k);
-        score(sources, rows, None, piece.first_row, &mut best).map_err(refusal)?;
-        Ok(best)
+/// The best rows of all pieces, or the first thing wrong with them.
+fn score_all(pieces: &[Piece<'_>], sources: &Sources, k: usize, threads: Threads) -> Result<Best, BodyError> {
+    type Part = (Best, Option<BodyError>);
+    let none = || -> Part { (Best::new(sources.len(), k), None) };
+    let add = |(mut best, error): Part, piece: &Piece<'_>| -> Part {
+        let scored = error.map_or_else(
+            || {
+                let rows = rows(&piece.bytes, piece.dtype, sources.dim(), piece.first_row)?;
+                score(sources, rows, None, piece.first_row, &mut best).map_err(refusal)
+            },
+            Err,
+        );
+        (best, scored.err())
     };
-    match threads {
-        Threads::Caller => pieces.iter().map(score_one).collect(),
-        Threads::Pool => pieces.par_iter().map(score_one).collect(),
-    }
+    let (best, error) = match threads {
+        Threads::Caller => pieces.iter().fold(none(), add),
+        // In order, so that of two errors the left one is the first.
+        Threads::Pool => pieces.par_iter().fold(none, add).reduce(none, |(mut best, error), (other, other_error)| {
+            best.merge(other);
+            (best, error.or(other_error))
+        }),
+    };
+    error.map_or(Ok(best), Err)
 }
 
 impl Data {

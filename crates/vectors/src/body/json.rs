@@ -129,7 +129,8 @@ impl JsonBody {
     pub(super) fn held_bytes(&self) -> usize {
         let matrix = if let State::Matrix(matrix) = &self.state { matrix.held_bytes() } else { 0 };
         let ids = self.head.ids.as_ref().map_or(0, Ids::bytes);
-        self.rest.len() - self.at + matrix + ids + size_of_val(&*self.sources)
+        let sources = self.head.sources.as_ref().map_or(0, |sources| sources.bytes());
+        self.rest.len() - self.at + matrix + ids + sources + size_of_val(&*self.sources)
     }
 
     pub(super) fn feed(&mut self, mut chunk: Bytes, blocks: &mut Vec<Block>) -> Result<(), BodyError> {

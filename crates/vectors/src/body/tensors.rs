@@ -9,18 +9,25 @@
 
 use super::block::{Block, Content, Job};
 use super::cutter::Cutter;
-use super::fields::{NAME, SOURCE, SOURCES, TARGET_IDS, TARGETS, TOP_K, check_row, missing, refusal, too_long};
+use super::fields::{
+    NAME, SOURCE, SOURCES, TARGET_IDS, TARGETS, TOP_K, check_row, check_sources, missing, refusal, too_long,
+};
 use super::{Head, Ids, Limits, Purpose};
-use crate::json::{BodyError, Cursor, ErrorKind, Loc, parse_positive};
+use crate::json::{BodyError, Cursor, ErrorKind, Loc, open_list, parse_positive, parse_string};
 use crate::{Dtype, Sources};
 use bytes::{Buf as _, Bytes, BytesMut};
+use memchr::memchr_iter;
 use safetensors::tensor::{Metadata, TensorInfo};
 use std::collections::HashMap;
 use std::fmt::Display;
 use std::sync::Arc;
 
-/// The longest header: that of the reference implementation.
-const HEADER_BYTES_MAX: usize = 100_000_000;
+/// The longest header. The reference implementation takes six times that; here it comes from anyone.
+const HEADER_BYTES_MAX: usize = 16 << 20;
+
+/// The most tensors, told by the braces in the header before it is read: each takes a thousand bytes of memory for the
+/// fifty that it may be written in.
+const BRACES_MAX: usize = 1 << 16;
 
 const PREFIX_BYTES: usize = 8;
 
@@ -70,7 +77,8 @@ impl TensorBody {
         let cut = |tensor: &Tensor| {
             if let Wanted::Targets { cutter, .. } = &tensor.content { cutter.held_bytes() } else { 0 }
         };
-        self.held.len() + self.head.ids.as_ref().map_or(0, Ids::bytes) + self.to_come.last().map_or(0, cut)
+        let sources = self.head.sources.as_ref().map_or(0, |sources| sources.bytes());
+        self.held.len() + sources + self.head.ids.as_ref().map_or(0, Ids::bytes) + self.to_come.last().map_or(0, cut)
     }
 
     pub(super) fn feed(&mut self, mut chunk: Bytes, blocks: &mut Vec<Block>) -> Result<(), BodyError> {
@@ -132,6 +140,9 @@ impl TensorBody {
     }
 
     fn header(&mut self, header: &[u8]) -> Result<(), BodyError> {
+        if memchr_iter(b'{', header).count() > BRACES_MAX {
+            return Err(no_file("it has too many tensors"));
+        }
         // That tensors lie one after the other and fit their shapes is checked by this.
         let metadata: Metadata = serde_json::from_slice(header).map_err(no_file)?;
         let mut tensors: Vec<(String, &TensorInfo)> = metadata.tensors().into_iter().collect();
@@ -149,10 +160,7 @@ impl TensorBody {
 
     fn strings(&mut self, strings: &HashMap<String, String>) -> Result<(), BodyError> {
         if let Some(text) = strings.get(TARGET_IDS) {
-            let ids: Vec<String> = serde_json::from_str(text).map_err(|error| {
-                BodyError::value(&[Loc::Key(TARGET_IDS)], format_args!("not a JSON array of strings: {error}"))
-            })?;
-            self.head.ids = Some(ids.into_iter().collect());
+            self.head.ids = Some(self.ids(text)?);
         }
         if self.purpose == Purpose::Retrieve {
             if let Some(text) = strings.get(TOP_K) {
@@ -164,6 +172,30 @@ impl TensorBody {
             self.head.targets = strings.get(NAME).cloned();
         }
         Ok(())
+    }
+
+    fn ids(&self, text: &str) -> Result<Ids, BodyError> {
+        let loc = [Loc::Key(TARGET_IDS)];
+        let no_list =
+            |error: BodyError| BodyError::value(&loc, format_args!("not a JSON array of strings: {}", error.msg));
+        let mut ids = Ids::default();
+        let mut cursor = Cursor::new(text.as_bytes());
+        cursor.skip_whitespace();
+        open_list(&mut cursor, &loc).map_err(no_list)?;
+        let mut more = !cursor.take(b']');
+        while more {
+            if ids.len() == self.limits.rows_max {
+                return Err(too_long(&loc, "ids", self.limits.rows_max));
+            }
+            cursor.skip_whitespace();
+            ids.push(&parse_string(&mut cursor).map_err(no_list)?);
+            more = cursor.another(b']').map_err(no_list)?;
+        }
+        cursor.skip_whitespace();
+        if cursor.peek().is_some() {
+            return Err(no_list(cursor.unexpected("nothing after the list")));
+        }
+        Ok(ids)
     }
 
     fn check_presence(&self, named: &HashMap<&str, &TensorInfo>) -> Result<(), BodyError> {
@@ -228,9 +260,7 @@ impl TensorBody {
         if rows == 0 {
             return Err(BodyError::value(&loc, "there are no vectors"));
         }
-        if rows > self.limits.sources_max {
-            return Err(too_long(&loc, "vectors", self.limits.sources_max));
-        }
+        check_sources(rows, dim, &self.limits)?;
         self.head.many = key == SOURCES;
         Ok(Wanted::Sources { dtype, dim })
     }

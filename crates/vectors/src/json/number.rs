@@ -232,8 +232,9 @@ fn nearest_of_product(value: f64) -> Option<f32> {
     // are in the order of the numbers.
     const NORMAL_FROM: u64 = (f32::MIN_POSITIVE as f64).to_bits();
     const NORMAL_TO: u64 = (f32::MAX as f64).to_bits();
-    // Mantissas are off by two units at most (four roundings: a group of digits times its weight, two sums, the digit
-    // before the point), powers by half a unit. In the product's unit those may count double, and its own rounding is
+    // Mantissas are off by two units at most (five roundings: a group of digits times its weight and two sums, in units
+    // of the fraction, which is the smaller part of a number with a digit before the point; that digit times its weight,
+    // and the sum of both), powers by half a unit. In the product's unit those may count double, and its own rounding is
     // half of one: off by less than 6.
     const OFF_BY_MAX: u64 = 6;
     const LOW_BITS: u64 = (1 << 29) - 1;

@@ -7,9 +7,10 @@ use super::number::{NumberFault, parse_f32, parse_run};
 /// Components that are parsed at once, at most.
 const RUN_COMPONENTS: usize = 4096;
 
-/// Components that are parsed one by one after an attempt at a run found none: a body of integers is not to pay for an
-/// attempt with each.
+/// Components that are parsed one by one after a run of fewer than [`RUN_COMPONENTS_MIN`]: a body of integers, or one with
+/// an integer after each fraction, is not to pay for an attempt with each.
 const RUN_PAUSE: usize = 16;
+const RUN_COMPONENTS_MIN: usize = 4;
 
 /// How long a vector should be, and who says so.
 #[derive(Clone, Copy, Debug)]
@@ -88,7 +89,7 @@ impl VectorParser<'_, '_> {
         let mut more = !self.cursor.take(b']');
         let mut run_in = 0;
         while more {
-            if run_in == 0 && self.parse_run(out, first) == 0 {
+            if run_in == 0 && self.parse_run(out, first) < RUN_COMPONENTS_MIN {
                 run_in = RUN_PAUSE;
             }
             run_in = run_in.saturating_sub(1);

@@ -61,7 +61,7 @@ pub(crate) fn feed<'a>(
     run(&mut blocks)?;
     let head = head?;
     if purpose == Purpose::Retrieve && head.targets.is_none() {
-        let ranked = gathered.rank(&head, head.top_k.unwrap_or(50), Threads::Caller)?;
+        let ranked = gathered.rank(&head, head.top_k.unwrap_or(50), limits, Threads::Pool)?;
         return Ok(Parsed { head, kept: Vec::new(), ranked });
     }
     let kept = gathered.into_kept();

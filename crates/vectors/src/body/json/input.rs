@@ -59,18 +59,21 @@ impl JsonBody {
     ) -> Result<Option<T>, BodyError> {
         let bytes = &self.rest[self.at..];
         let mut cursor = Cursor::new(bytes);
+        let too_long = |body: &Self| {
+            let problem = format_args!("a number or string of more than {TOKEN_BYTES_MAX} bytes");
+            Err(body.placed(invalid(0, problem), body.at))
+        };
         match parse(&mut cursor) {
+            // However long, it is refused whatever the chunks are.
+            Ok(_) if cursor.at > TOKEN_BYTES_MAX => too_long(self),
             Ok(value) if self.last || cursor.at + LOOK_AHEAD <= bytes.len() => {
                 self.at += cursor.at;
                 Ok(Some(value))
             }
             Err(error) if self.last => Err(self.placed(error, self.at)),
             result if bytes.len() > 2 * TOKEN_BYTES_MAX => match result {
-                Err(error) if error.loc.last() != Some(&Loc::Index(bytes.len())) => Err(self.placed(error, self.at)),
-                _ => {
-                    let problem = format_args!("a number or string of more than {TOKEN_BYTES_MAX} bytes");
-                    Err(self.placed(invalid(0, problem), self.at))
-                }
+                Err(error) if !is_at_end(&error, bytes.len()) => Err(self.placed(error, self.at)),
+                _ => too_long(self),
             },
             _ => Ok(None),
         }
@@ -121,4 +124,9 @@ impl JsonBody {
             _ => vec![Loc::Key(TARGETS), Loc::Index(self.rows)],
         }
     }
+}
+
+/// Whether an error may come of the bytes ending where they do.
+fn is_at_end(error: &BodyError, end: usize) -> bool {
+    matches!(error.loc.last(), Some(Loc::Index(at)) if error.kind == ErrorKind::JsonInvalid && at + LOOK_AHEAD > end)
 }

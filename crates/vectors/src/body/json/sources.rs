@@ -4,7 +4,7 @@ use super::{JsonBody, Place, State, Stepped};
 use crate::Sources;
 use crate::body::block::{parse_base64, parse_vector};
 use crate::body::elements::ElementEnd;
-use crate::body::fields::{SOURCE, SOURCES, refusal, too_long};
+use crate::body::fields::{SOURCE, SOURCES, check_sources, refusal};
 use crate::json::{BodyError, Cursor, Length, Loc};
 use std::sync::Arc;
 
@@ -61,10 +61,7 @@ impl JsonBody {
         if self.source_count == 0 {
             return Err(BodyError::value(&list, "there are no vectors"));
         }
-        if self.source_count > self.limits.sources_max {
-            return Err(too_long(&list, "vectors", self.limits.sources_max));
-        }
-        Ok(())
+        check_sources(self.source_count, self.source_dim, &self.limits)
     }
 
     pub(super) fn sources_done(&mut self) -> Stepped {
