@@ -77,6 +77,10 @@ fi
 section "Clippy"
 cargo clippy --locked --workspace --all-targets -- -D warnings
 
+section "Fuzz targets compile"
+need_command c++ "" g++
+cargo check --quiet --locked --manifest-path fuzz/Cargo.toml --target-dir "$target/fuzz-check"
+
 section "Documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
 

@@ -14,7 +14,10 @@ fuzz_target!(|data: &[u8]| {
     let text: String = data.iter().take(400).map(|&byte| char::from(CHARACTERS[usize::from(byte) % 16])).collect();
     let tokens: Vec<&str> = text.split(',').take(40).collect();
     let row = tokens.join(", ");
-    for body in [format!("{{\"target_embeddings\": [[1, {row}]]}}"), format!("{{\"target_embeddings\":[[1,{}]]}}", tokens.join(","))] {
+    for body in [
+        format!("{{\"target_embeddings\": [[1, {row}]]}}"),
+        format!("{{\"target_embeddings\":[[1,{}]]}}", tokens.join(",")),
+    ] {
         let found = outcome(Form::Json, Purpose::Keep, body.as_bytes(), &[]);
         let values: Option<Vec<f32>> = tokens.iter().map(|token| expected(token)).collect();
         match values {

@@ -38,7 +38,7 @@ const LOOK_AHEAD: usize = 16;
 const TOKEN_BYTES_MAX: usize = 1 << 20;
 
 /// Text of a block, about: some dozen microseconds of work.
-const BLOCK_BYTES: usize = 192 << 10;
+const BLOCK_BYTES: usize = 128 << 10;
 
 /// Where in a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,8 +4,8 @@ use super::cursor::Cursor;
 use super::error::{BodyError, ErrorKind, Loc, malformed};
 use super::number::{NumberFault, parse_f32, parse_run};
 
-/// Components that are parsed at once, at most.
-const RUN_COMPONENTS: usize = 4096;
+/// Components that are parsed at once, at most. Their places are zeroed before, in the nearest cache.
+const RUN_COMPONENTS: usize = 512;
 
 /// Components that are parsed one by one after a run of fewer than [`RUN_COMPONENTS_MIN`]: a body of integers, or one with
 /// an integer after each fraction, is not to pay for an attempt with each.
