@@ -177,6 +177,8 @@ fn wrong_base64() {
     check(r#""AACAPwAAwH8=""#, "[0][1]", ErrorKind::FiniteNumber, "Input should be a finite number");
     check(r#"["AA*A"]"#, "[0]", ErrorKind::ValueError, &value(&format!("{neither}: Invalid symbol 42, offset 2.")));
     check(r#""AA*A""#, "", ErrorKind::ValueError, &value(&format!("{neither}: Invalid symbol 42, offset 2.")));
+    // No characters of base64, and no end: the place is the same however the bytes come.
+    refuses(r#"{"target_embeddings":"AA€€"#, "body[26]", ErrorKind::JsonInvalid, "expected '\"', found the end");
     refuses(r#"{"target_embeddings":"AACAPw=="}"#, "body.source_embedding", ErrorKind::Missing, "Field required");
     let kept = parse_as(Form::Json, Purpose::Keep, &Limits::default(), br#"{"target_embeddings":"AACAPw=="}"#);
     assert_eq!(kept.unwrap_err().to_string(), "body.dimensions: Field required");

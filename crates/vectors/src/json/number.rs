@@ -138,7 +138,7 @@ fn parse_quickly(bytes: &[u8], start: usize) -> Option<(f32, usize)> {
         (written, at) = exponent_digits(window, at + 1)?;
         exponent += written;
     }
-    if significant > SIGNIFICANT_MAX && significant - leading_zeros(window, integer) > SIGNIFICANT_MAX {
+    if significant > SIGNIFICANT_MAX && significant.saturating_sub(leading_zeros(window, integer)) > SIGNIFICANT_MAX {
         return None;
     }
     let magnitude = nearest_f32(mantissa, exponent)?;
@@ -205,7 +205,8 @@ fn eight_digits(chunk: u64) -> u64 {
     low.wrapping_add(high) >> 32
 }
 
-/// Zeros behind the point of `0.000123`, which are not significant. `integer` is where the digits begin.
+/// Zeros behind the point of `0.000123`, which are not significant. `integer` is where the digits begin. Where there is
+/// nothing but zeros, those after the number may be counted, too.
 #[inline(never)]
 fn leading_zeros(window: &[u8; WINDOW], integer: usize) -> usize {
     let zeros = window[integer..].iter().take_while(|b| matches!(b, b'0' | b'.')).count();

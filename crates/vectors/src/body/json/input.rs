@@ -24,7 +24,7 @@ impl JsonBody {
     /// Forgets what was taken.
     pub(super) fn drop_taken(&mut self) {
         // Rows have no bytes but characters; where they do, that is an error before any other that could be told.
-        let rows = matches!(self.state, State::Targets(_) | State::Matrix(_));
+        let rows = matches!(self.state, State::Targets(_));
         self.characters += if rows { self.at } else { character_position(&self.rest, self.at) };
         self.rest.advance(self.at);
         self.at = 0;

@@ -201,6 +201,8 @@ fn by_hand() {
     ] {
         check(text);
     }
+    // A point that ends a number of zeros, and zeros after it.
+    check_with_tail("0.0000000000000000000000", "0.0000000000000000000000.000000000000000000000");
     check(&format!("0.{}1e100000", "0".repeat(100_000)));
     check(&format!("1{}e-100000", "0".repeat(100_000)));
     check(&"9".repeat(38));
