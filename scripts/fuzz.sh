@@ -11,6 +11,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/lib.sh
 
 minutes="${1:-10}"
+# libFuzzer takes 0 for no end at all.
+[ "$minutes" -gt 0 ] || fail "MINUTES: expected 1 or more"
 shift || true
 [ $# -gt 0 ] || set -- numbers json_body tensor_body
 
