@@ -16,9 +16,10 @@ const LIMITS: Limits = Limits {
 /// Everything that can be told of what came of the body, fed in pieces of the lengths that `lengths` gives in turn.
 pub fn outcome(form: Form, purpose: Purpose, body: &[u8], lengths: &[u8]) -> Result<String, String> {
     run(form, purpose, body, lengths).map_err(|error| {
-        // Which of several wrong tensors the library names is up to its hash table.
+        // Which of several wrong tensors the library names, and for what, is up to its hash table.
         let message = error.to_string();
-        let message = message.split_once(" for tensor `").map_or(message.as_str(), |(start, _)| start);
+        let message =
+            message.split_once("not a safetensors file: invalid").map_or(message.as_str(), |(start, _)| start);
         format!("{message} {:?}", error.kind)
     })
 }
