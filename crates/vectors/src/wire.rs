@@ -39,7 +39,11 @@ pub fn encode_base64(vector: &[f32]) -> String {
 ///
 /// See [`WireError`]; components that are not finite are refused.
 pub fn decode_base64(text: &str) -> Result<Vec<f32>, WireError> {
-    let bytes = STANDARD.decode(text)?;
+    floats_of(&STANDARD.decode(text)?)
+}
+
+/// The vector of these little-endian bytes.
+pub(crate) fn floats_of(bytes: &[u8]) -> Result<Vec<f32>, WireError> {
     let (components, rest) = bytes.as_chunks::<4>();
     if !rest.is_empty() {
         return Err(WireError::Length { bytes: bytes.len() });

@@ -3,8 +3,9 @@
 //! Blocks are independent of each other; running one allocates what is kept and nothing else that lasts.
 
 use super::Purpose;
-use super::fields::{TARGETS, refusal};
+use super::fields::{TARGETS, not_finite, refusal};
 use crate::json::{BodyError, Cursor, ErrorKind, Length, Loc, VectorParser, in_characters, open_list, parse_string};
+use crate::wire::{WireError, floats_of};
 use crate::{Best, Dtype, Rows, Scored, Sources, norms, score};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -165,11 +166,12 @@ impl Block {
             Content::Elements { text, length, characters_before, count } => {
                 let place = |error| in_characters(error, &text, characters_before);
                 let mut elements = Elements { cursor: Cursor::new(&text), length, row: first_row };
-                if job.scores(length.exact()) {
+                let dim = length.exact();
+                if let Some((sources, dim)) = job.at_once(dim) {
                     return FLOATS.with_borrow_mut(|floats| {
                         floats.clear();
                         elements.parse_all(floats).map_err(place)?;
-                        let outcome = job.finish_floats(floats, length.exact(), first_row);
+                        let outcome = job.score(sources, bytemuck::cast_slice(floats), Dtype::F32, dim, first_row);
                         if floats.capacity() > SCRATCH_FLOATS_MAX {
                             *floats = Vec::new();
                         }
@@ -177,10 +179,9 @@ impl Block {
                     });
                 }
                 // All rows have the first one's length, or it is an error.
-                let mut floats = Vec::with_capacity(length.exact().unwrap_or(0).saturating_mul(count).min(text.len()));
+                let mut floats = Vec::with_capacity(dim.unwrap_or(0).saturating_mul(count).min(text.len()));
                 elements.parse_all(&mut floats).map_err(place)?;
                 floats.shrink_to_fit();
-                let dim = length.exact();
                 job.keep(Data::Floats(floats), dim, first_row)
             }
             Content::Matrix { text, characters_before, dim, after_padding } => {
@@ -188,39 +189,27 @@ impl Block {
                     return Err(not_base64(&[Loc::Key(TARGETS)], &base64::DecodeError::InvalidPadding));
                 }
                 let bytes = decode_matrix(&text, characters_before)?;
-                job.finish(Data::Bytes(bytes, Dtype::F32), dim, first_row)
+                match job.at_once(dim) {
+                    Some((sources, dim)) => job.score(sources, &bytes, Dtype::F32, dim, first_row),
+                    None => job.keep(Data::Bytes(bytes, Dtype::F32), dim, first_row),
+                }
             }
-            Content::Binary { bytes, dtype, dim } => match &job.sources {
-                Some(sources) if job.scores(Some(dim)) => job.score(sources, &bytes, dtype, dim, first_row),
-                _ => job.keep(Data::Bytes(bytes.to_vec(), dtype), Some(dim), first_row),
+            Content::Binary { bytes, dtype, dim } => match job.at_once(Some(dim)) {
+                Some((sources, dim)) => job.score(sources, &bytes, dtype, dim, first_row),
+                None => job.keep(Data::Bytes(bytes.to_vec(), dtype), Some(dim), first_row),
             },
         }
     }
 }
 
 impl Job {
-    /// Whether rows of `dim` components are compared at once. They are kept instead where their similarities might take
-    /// more memory: it is not known yet how many are asked for, or they are many.
-    fn scores(&self, dim: Option<usize>) -> bool {
-        let (Purpose::Retrieve, Some(sources), Some(dim)) = (self.purpose, &self.sources, dim) else { return false };
-        self.k.is_some_and(|k| k <= K_SMALL) || sources.len() * size_of::<Scored>() <= dim * size_of::<f32>()
-    }
-
-    fn finish(&self, data: Data, dim: Option<usize>, first_row: usize) -> Result<Outcome, BodyError> {
-        match (&self.sources, dim) {
-            (Some(sources), Some(dim)) if self.scores(Some(dim)) => {
-                self.score(sources, data.as_bytes(), data.dtype(), dim, first_row)
-            }
-            _ => self.keep(data, dim, first_row),
-        }
-    }
-
-    fn finish_floats(&self, floats: &[f32], dim: Option<usize>, first_row: usize) -> Result<Outcome, BodyError> {
-        match (&self.sources, dim) {
-            (Some(sources), Some(dim)) => self.score(sources, bytemuck::cast_slice(floats), Dtype::F32, dim, first_row),
-            // Not met: sources tell their length, and so that of the rows.
-            _ => self.keep(Data::Floats(floats.to_vec()), dim, first_row),
-        }
+    /// The sources that rows of `dim` components are compared with at once, and `dim`. Rows are kept instead where their
+    /// similarities might take more memory: it is not known yet how many are asked for, or they are many.
+    fn at_once(&self, dim: Option<usize>) -> Option<(&Sources, usize)> {
+        let (Purpose::Retrieve, Some(sources), Some(dim)) = (self.purpose, &self.sources, dim) else { return None };
+        let small =
+            self.k.is_some_and(|k| k <= K_SMALL) || sources.len() * size_of::<Scored>() <= dim * size_of::<f32>();
+        small.then_some((&**sources, dim))
     }
 
     fn score(
@@ -319,19 +308,13 @@ pub(super) fn parse_base64(cursor: &mut Cursor<'_>, loc: &[Loc], out: &mut Vec<f
             STANDARD.decode(&*text).map_err(|error| not_base64(loc, &error))?
         }
     };
-    let (components, rest) = bytes.as_chunks::<4>();
-    if !rest.is_empty() {
-        let problem = format_args!("{} bytes are not a whole number of 4-byte floats", bytes.len());
-        return Err(BodyError::value(loc, problem));
-    }
-    let first = out.len();
-    out.extend(components.iter().map(|&component| f32::from_le_bytes(component)));
-    match out[first..].iter().position(|x| !x.is_finite()) {
-        Some(component) => {
-            let loc = [loc, &[Loc::Index(component)]].concat();
-            Err(BodyError::new(&loc, ErrorKind::FiniteNumber, "Input should be a finite number"))
+    match floats_of(&bytes) {
+        Ok(floats) => {
+            out.extend(floats);
+            Ok(())
         }
-        None => Ok(()),
+        Err(WireError::NonFinite { component }) => Err(not_finite(loc, component)),
+        Err(error) => Err(BodyError::value(loc, error)),
     }
 }
 

@@ -90,7 +90,7 @@ fn source_loc(source: usize) -> [Loc; 2] {
     [Loc::Key(SOURCES), Loc::Index(source)]
 }
 
-fn not_finite(loc: &[Loc], component: usize) -> BodyError {
+pub(super) fn not_finite(loc: &[Loc], component: usize) -> BodyError {
     let loc = [loc, &[Loc::Index(component)]].concat();
     BodyError::new(&loc, ErrorKind::FiniteNumber, "Input should be a finite number")
 }
