@@ -6,10 +6,15 @@ use futures::executor::block_on;
 use nexus_storage::{CacheKey, CacheKeyBuilder, EmbeddingCache, OpenError, RedbCache, RedbOptions, Vector};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::{env, fs};
 
 /// Names the store that [`open_for_another_process`] opens.
 const STORE: &str = "NEXUS_TEST_STORE";
+
+/// Held by tests that start processes: until a child has replaced itself, it holds the locks of all files that its
+/// parent has open, and a test beside it would find its own store in use.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/embeddings-v1.redb")
@@ -64,6 +69,7 @@ fn write_the_fixture() {
 
 #[test]
 fn another_process_is_told_and_finds_everything_afterwards() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("embeddings.redb");
     let cache = RedbCache::open(&path, RedbOptions::default()).unwrap();
@@ -103,6 +109,7 @@ fn open_for_another_process() {
 /// What a process leaves that is ended without warning: everything up to the last flush is there.
 #[test]
 fn a_killed_process_loses_nothing_that_was_flushed() {
+    let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("embeddings.redb");
     let mut child = Command::new(env::current_exe().unwrap())
