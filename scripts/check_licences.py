@@ -91,7 +91,7 @@ def main():
     self_test()
     deny = tomllib.loads((ROOT / "deny.toml").read_text())
     allowed = set(deny["licenses"]["allow"])
-    excepted = {e["name"]: set(e["allow"]) for e in deny["licenses"].get("exceptions", [])}
+    excepted = {e.get("crate", e.get("name")): set(e["allow"]) for e in deny["licenses"].get("exceptions", [])}
     banned = {b["name"]: b.get("reason", "") for b in deny["bans"]["deny"]}
     denied_features = {f["crate"]: set(f["deny"]) for f in deny["bans"].get("features", [])}
     registries = set(deny["sources"]["allow-registry"])

@@ -8,7 +8,7 @@
 
 mod values;
 
-pub use values::{Bytes, CacheKind, Device, LogLevel, ModelSource, Toggle};
+pub use values::{Bytes, CacheDtype, CacheKind, Device, LogLevel, ModelSource, Toggle};
 
 use clap::Args;
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -36,22 +36,38 @@ pub struct Settings {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Models")]
 pub struct ModelSettings {
-    /// Where model folders are: a local folder (starts with `/`, `./`, `../` or `file://`) or a bucket's name; unset, the
-    /// built-in models serve
+    /// Where model folders are: an S3 bucket's name (or `s3://bucket/prefix`), a local folder (starts with `/`, `./`, `../`
+    /// or `file://`), or `hf://` for a model hub; unset, the built-in models serve
     #[arg(long, env = "MODEL_BUCKET", value_name = "PLACE", value_parser = values::non_empty)]
     pub model_bucket: Option<String>,
 
-    /// Folder of the embedding model, under `MODEL_BUCKET`
+    /// Folder of the embedding model, under `MODEL_BUCKET`; or `hf://owner/name[@revision]`
     #[arg(long, env = "RETRIEVER_MODEL_PATH", value_name = "PATH", default_value = "models/qwen-embedding-8b/", value_parser = values::non_empty)]
     pub retriever_model_path: String,
 
-    /// Folder of the reranking model, under `MODEL_BUCKET`
+    /// Folder of the reranking model, under `MODEL_BUCKET`; or `hf://owner/name[@revision]`
     #[arg(long, env = "RERANKER_MODEL_PATH", value_name = "PATH", default_value = "models/modernbert-reranker/", value_parser = values::non_empty)]
     pub reranker_model_path: String,
 
     /// Region of the bucket and of the embedding table
     #[arg(long, env = "AWS_REGION", value_name = "REGION", default_value = "us-east-1", value_parser = values::non_empty)]
     pub aws_region: String,
+
+    /// Folder of downloaded models; unset, `models` in the cache folder
+    #[arg(long, env = "NEXUS_MODELS_DIR", value_name = "FOLDER")]
+    pub models_dir: Option<PathBuf>,
+
+    /// Bytes of one ranged request to S3
+    #[arg(long, env = "NEXUS_DOWNLOAD_RANGE_BYTES", value_name = "BYTES", default_value = "16MiB")]
+    pub download_range_bytes: Bytes,
+
+    /// Ranged requests to S3 under way at once, for each model
+    #[arg(long, env = "NEXUS_DOWNLOAD_CONNECTIONS_MAX", value_name = "N", default_value = "32", value_parser = values::positive)]
+    pub download_connections_max: NonZeroUsize,
+
+    /// A range that arrives more slowly than this is asked for again
+    #[arg(long, env = "NEXUS_DOWNLOAD_BYTES_PER_S_MIN", value_name = "BYTES", default_value = "256KiB")]
+    pub download_bytes_per_s_min: Bytes,
 
     /// `off` refuses to start on the built-in models, so that production never serves them by mistake
     #[arg(long, env = "NEXUS_BUILTIN", value_name = "on|off", default_value = "on")]
@@ -87,9 +103,10 @@ pub struct EngineSettings {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Cache")]
 pub struct CacheSettings {
-    /// Where computed embeddings are kept: `redb` (memory, then a file), `memory`, or `off`
-    #[arg(long = "cache", env = "NEXUS_CACHE", value_name = "redb|memory|off", default_value = "redb")]
-    pub kind: CacheKind,
+    /// Where computed embeddings are kept: `dynamodb` or `redb` (memory first, then there), `memory`, or `off`; unset,
+    /// `dynamodb` where `MODEL_BUCKET` names a bucket or `EMBEDDING_CACHE_TABLE` is set, else `redb`
+    #[arg(long = "cache", env = "NEXUS_CACHE", value_name = "dynamodb|redb|memory|off")]
+    pub kind: Option<CacheKind>,
 
     /// Folder of the embedding file; unset, `nexus` in the user's cache folder
     #[arg(long = "cache-dir", env = "NEXUS_CACHE_DIR", value_name = "FOLDER")]
@@ -113,9 +130,43 @@ pub struct CacheSettings {
     )]
     pub store_bytes_max: Bytes,
 
-    /// DynamoDB table of embeddings; kept for a later version, without effect in this one
-    #[arg(long, env = "EMBEDDING_CACHE_TABLE", value_name = "TABLE", default_value = "nexus-embedding-cache", value_parser = values::non_empty)]
-    pub embedding_cache_table: String,
+    /// What DynamoDB has
+    #[command(flatten)]
+    pub table: TableSettings,
+}
+
+/// The table of embeddings, which `nexus cache` needs, too.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Cache")]
+pub struct TableSettings {
+    /// DynamoDB table of embeddings; unset, `nexus-embedding-cache`
+    #[arg(long, env = "EMBEDDING_CACHE_TABLE", value_name = "TABLE", value_parser = values::non_empty)]
+    pub embedding_cache_table: Option<String>,
+
+    /// How vectors are stored in DynamoDB: `f32` (a hit is the very vector that a miss gives), or `bf16` (half the price,
+    /// rounded to 8 bits)
+    #[arg(long = "cache-dtype", env = "NEXUS_CACHE_DTYPE", value_name = "f32|bf16", default_value = "f32")]
+    pub dtype: CacheDtype,
+
+    /// Days after which DynamoDB deletes an embedding; 0 keeps it for ever
+    #[arg(long = "cache-ttl-days", env = "NEXUS_CACHE_TTL_DAYS", value_name = "DAYS", default_value = "90", value_parser = values::days)]
+    pub ttl_days: u32,
+
+    /// Time for a read of DynamoDB; beyond it the embedding is computed
+    #[arg(long = "cache-read-timeout-ms", env = "NEXUS_CACHE_READ_TIMEOUT_MS", value_name = "MS", default_value = "50", value_parser = values::milliseconds)]
+    pub read_timeout_ms: NonZeroU64,
+}
+
+impl TableSettings {
+    /// The table's name.
+    pub fn name(&self) -> &str {
+        self.embedding_cache_table.as_deref().unwrap_or("nexus-embedding-cache")
+    }
+
+    /// [`TableSettings::read_timeout_ms`] as a duration.
+    pub fn read_timeout(&self) -> Duration {
+        Duration::from_millis(self.read_timeout_ms.get())
+    }
 }
 
 /// How much is logged.
@@ -159,9 +210,17 @@ pub struct HttpSettings {
     #[arg(long, env = "NEXUS_TARGETS_DIR", value_name = "FOLDER")]
     pub targets_dir: Option<PathBuf>,
 
+    /// Where resident target sets are shared by replicas: `s3://bucket/prefix`; unset, they are this machine's own
+    #[arg(long, env = "NEXUS_TARGETS_URL", value_name = "URL", value_parser = values::non_empty)]
+    pub targets_url: Option<String>,
+
     /// Most disk space that resident target sets take; a set beyond it is answered 507
     #[arg(long, env = "NEXUS_TARGETS_BYTES_MAX", value_name = "BYTES", default_value = "16GiB")]
     pub targets_bytes_max: Bytes,
+
+    /// Token that `POST /admin/reload` asks for (`Authorization: Bearer`); unset, there is no such endpoint
+    #[arg(long, env = "NEXUS_ADMIN_TOKEN", value_name = "TOKEN", hide_env_values = true, value_parser = values::non_empty)]
+    pub admin_token: Option<String>,
 
     /// Time for one request, body included; beyond it, 504
     #[arg(long, env = "NEXUS_REQUEST_TIMEOUT_MS", value_name = "MS", default_value = "120000", value_parser = values::milliseconds)]
@@ -187,12 +246,21 @@ impl Settings {
                      folder that starts with /, ./, ../ or file://"
                     .to_owned())
             }
-            ModelSource::Bucket(name) => Err(format!(
+            ModelSource::Bucket { bucket: name, .. } => Err(format!(
                 "MODEL_BUCKET={name:?}: buckets are not supported by this version: expected a folder that starts with \
                  /, ./, ../ or file://, or nothing at all for the built-in models"
             )),
-            ModelSource::BuiltIn | ModelSource::Folder(_) => Ok(()),
+            ModelSource::BuiltIn | ModelSource::Folder(_) | ModelSource::Hub => Ok(()),
         }
+    }
+}
+
+impl Settings {
+    /// Where embeddings are kept: what is asked for, or what follows from the other settings.
+    pub fn cache_kind(&self) -> CacheKind {
+        let shared = matches!(self.models.source(), ModelSource::Bucket { .. })
+            || self.cache.table.embedding_cache_table.is_some();
+        self.cache.kind.unwrap_or(if shared { CacheKind::Dynamodb } else { CacheKind::Redb })
     }
 }
 

@@ -19,6 +19,8 @@
 
 #![deny(unsafe_code)]
 
+#[cfg(feature = "aws")]
+mod aws;
 mod cache;
 mod digest;
 mod key;
@@ -34,6 +36,8 @@ mod testing;
 mod tiered;
 mod vector;
 
+#[cfg(feature = "aws")]
+pub use aws::{AwsConfig, aws_config};
 pub use cache::{CacheStats, EmbeddingCache};
 pub use digest::{DigestMemo, digest_bytes};
 pub use key::{CacheKey, CacheKeyBuilder};

@@ -13,20 +13,34 @@ pub enum ModelSource {
     BuiltIn,
     /// Folders under this one.
     Folder(PathBuf),
-    /// Prefixes in this bucket.
-    Bucket(String),
+    /// Prefixes in a bucket of S3, under a prefix (empty, or with its final slash).
+    Bucket {
+        /// The bucket.
+        bucket: String,
+        /// What is put before the paths of models.
+        prefix: String,
+    },
+    /// Repositories of a model hub.
+    Hub,
 }
 
 impl ModelSource {
     /// Tells a folder from a bucket. No bucket's name can contain a slash, so that nothing is ambiguous. What follows
     /// `file://` is taken literally, without percent-decoding.
     pub(super) fn parse(value: &str) -> Self {
-        if let Some(path) = value.strip_prefix("file://") {
+        if let Some(rest) = value.strip_prefix("s3://") {
+            let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+            let prefix = prefix.trim_matches('/');
+            let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
+            Self::Bucket { bucket: bucket.to_owned(), prefix }
+        } else if matches!(value, "hf" | "hf:" | "hf:/" | "hf://") {
+            Self::Hub
+        } else if let Some(path) = value.strip_prefix("file://") {
             Self::Folder(PathBuf::from(path.strip_prefix("localhost").filter(|p| p.starts_with('/')).unwrap_or(path)))
         } else if matches!(value, "." | "..") || ["/", "./", "../"].iter().any(|start| value.starts_with(start)) {
             Self::Folder(PathBuf::from(value))
         } else {
-            Self::Bucket(value.to_owned())
+            Self::Bucket { bucket: value.to_owned(), prefix: String::new() }
         }
     }
 }
@@ -76,6 +90,8 @@ impl FromStr for Device {
 /// Where embeddings are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheKind {
+    /// In memory, then in DynamoDB, shared by all replicas.
+    Dynamodb,
     /// In memory, then in a file that outlives the process.
     Redb,
     /// In memory.
@@ -89,10 +105,32 @@ impl FromStr for CacheKind {
 
     fn from_str(s: &str) -> Result<Self, String> {
         match s.to_ascii_lowercase().as_str() {
+            "dynamodb" => Ok(Self::Dynamodb),
             "redb" => Ok(Self::Redb),
             "memory" => Ok(Self::Memory),
             "off" => Ok(Self::Off),
-            _ => Err("redb, memory or off".to_owned()),
+            _ => Err("dynamodb, redb, memory or off".to_owned()),
+        }
+    }
+}
+
+/// How vectors are stored in DynamoDB.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheDtype {
+    /// As they are.
+    F32,
+    /// Rounded to bf16.
+    Bf16,
+}
+
+impl FromStr for CacheDtype {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.to_ascii_lowercase().as_str() {
+            "f32" => Ok(Self::F32),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err("f32 or bf16".to_owned()),
         }
     }
 }
@@ -189,6 +227,11 @@ pub(super) fn positive(s: &str) -> Result<NonZeroUsize, String> {
     s.parse().map_err(|_| "a whole number, at least 1".to_owned())
 }
 
+pub(super) fn days(s: &str) -> Result<u32, String> {
+    // A century: what is meant to be longer is meant to be for ever.
+    s.parse().ok().filter(|days| *days <= 36_500).ok_or_else(|| "a number of days, 0 to 36500".to_owned())
+}
+
 pub(super) fn milliseconds(s: &str) -> Result<NonZeroU64, String> {
     s.parse().map_err(|_| "a number of milliseconds, at least 1".to_owned())
 }
@@ -203,6 +246,7 @@ mod tests {
 
     #[test]
     fn a_model_source_is_told_by_its_form() {
+        let bucket = |bucket: &str, prefix: &str| ModelSource::Bucket { bucket: bucket.into(), prefix: prefix.into() };
         for (value, expected) in [
             ("/models", ModelSource::Folder("/models".into())),
             ("./models", ModelSource::Folder("./models".into())),
@@ -210,8 +254,13 @@ mod tests {
             ("..", ModelSource::Folder("..".into())),
             ("file:///models", ModelSource::Folder("/models".into())),
             ("file://localhost/models", ModelSource::Folder("/models".into())),
-            ("models", ModelSource::Bucket("models".into())),
-            (".hidden", ModelSource::Bucket(".hidden".into())),
+            ("hf://", ModelSource::Hub),
+            ("models", bucket("models", "")),
+            (".hidden", bucket(".hidden", "")),
+            ("s3://models", bucket("models", "")),
+            ("s3://models/", bucket("models", "")),
+            ("s3://models/a/b", bucket("models", "a/b/")),
+            ("s3://models/a/b/", bucket("models", "a/b/")),
         ] {
             assert_eq!(ModelSource::parse(value), expected, "{value}");
         }

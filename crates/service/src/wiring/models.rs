@@ -1,0 +1,105 @@
+//! Where models come from, by the settings.
+
+use super::cache_folder;
+use crate::builtin;
+use crate::settings::{ModelSource as Place, Settings};
+use nexus_engine::{BoxError, ModelSource, OpenedModel, Progress};
+use nexus_models::ModelFiles;
+use nexus_storage::{DigestMemo, LocalModels, ModelStore, digest_bytes};
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::fs::DirEntry;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+use tokio::runtime::Handle;
+
+const TOKENIZER_FILES: [&str; 2] = ["tokenizer.json", "tokenizer_config.json"];
+const POOLING_FILE: &str = "1_Pooling/config.json";
+
+/// The retriever's source and the reranker's.
+pub(super) fn sources(settings: &Settings) -> (ModelSource, ModelSource) {
+    match settings.models.source() {
+        Place::Folder(root) => {
+            let memo = Arc::new(digest_memo(settings));
+            let paths = [&settings.models.retriever_model_path, &settings.models.reranker_model_path];
+            let [retriever, reranker] = paths.map(|path| local_model(&root, path, memo.clone()));
+            (retriever, reranker)
+        }
+        // A bucket's name stops the start before this; the built-in models stand in for nothing else.
+        Place::BuiltIn | Place::Bucket { .. } | Place::Hub => {
+            (builtin_model("embedder", builtin::embedder), builtin_model("reranker", builtin::reranker))
+        }
+    }
+}
+
+fn builtin_model(name: &str, files: fn() -> ModelFiles) -> ModelSource {
+    ModelSource {
+        name: format!("built-in {name}"),
+        open: Box::new(move |_| {
+            let files = files();
+            let digest = |wanted: &dyn Fn(&str) -> bool| {
+                let content = |name| files.get(name).map(|bytes| (name, bytes));
+                let chosen: Vec<_> = files.names().filter(|name| wanted(name)).filter_map(content).collect();
+                digest_bytes(&chosen)
+            };
+            let model_digest = digest(&|name| !TOKENIZER_FILES.contains(&name));
+            let tokenizer_digest = digest(&|name| TOKENIZER_FILES.contains(&name));
+            Ok(OpenedModel { files, model_digest, tokenizer_digest })
+        }),
+    }
+}
+
+fn local_model(root: &Path, path: &str, memo: Arc<DigestMemo>) -> ModelSource {
+    let store = LocalModels::new(root);
+    let path = path.to_owned();
+    let runtime = Handle::current();
+    ModelSource {
+        name: root.join(path.trim_matches('/')).display().to_string(),
+        open: Box::new(move |progress| {
+            let folder = runtime.block_on(
+                store.fetch(&path, &|fetched| progress("fetching", fetched.bytes_done, fetched.bytes_total)),
+            )?;
+            open_folder(&folder, &memo, progress)
+        }),
+    }
+}
+
+fn open_folder(folder: &Path, memo: &DigestMemo, progress: Progress<'_>) -> Result<OpenedModel, BoxError> {
+    let before = file_states(folder)?;
+    let files = ModelFiles::open(folder)?;
+    progress("computing digests", 0, 0);
+    let digest = |wanted: &dyn Fn(&str) -> bool| {
+        let paths: Vec<PathBuf> = files.names().filter(|name| wanted(name)).map(|name| folder.join(name)).collect();
+        memo.digest_files(&paths)
+    };
+    // Other files of the folder (training states, indexes of datasets) change no vector.
+    let is_model = |name: &str| {
+        name == "config.json" || name == POOLING_FILE || name.ends_with(".safetensors") || name.ends_with(".index.json")
+    };
+    let model_digest = digest(&is_model)?;
+    let tokenizer_digest = digest(&|name| TOKENIZER_FILES.contains(&name))?;
+    // Cached vectors would be filed under another model's digest for good.
+    if file_states(folder)? != before {
+        return Err(format!("{} changed while it was read; start again when it is complete", folder.display()).into());
+    }
+    Ok(OpenedModel { files, model_digest, tokenizer_digest })
+}
+
+/// Names, sizes and times of what is in a folder.
+fn file_states(folder: &Path) -> std::io::Result<BTreeMap<OsString, (u64, SystemTime)>> {
+    let state = |entry: std::io::Result<DirEntry>| {
+        let entry = entry?;
+        // Of a link's target: published folders are often full of links.
+        let metadata = std::fs::metadata(entry.path())?;
+        Ok((entry.file_name(), (metadata.len(), metadata.modified()?)))
+    };
+    std::fs::read_dir(folder)?.map(state).collect()
+}
+
+fn digest_memo(settings: &Settings) -> DigestMemo {
+    match cache_folder(&settings.cache) {
+        Some(folder) => DigestMemo::open(folder.join("digests")),
+        None => DigestMemo::in_memory(),
+    }
+}

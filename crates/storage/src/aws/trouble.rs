@@ -1,0 +1,154 @@
+//! What an error of the SDK means.
+
+use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
+use aws_smithy_runtime_api::client::result::SdkError;
+use aws_smithy_types::error::metadata::ProvideErrorMetadata;
+use std::error::Error;
+
+/// What went wrong, as far as it decides what to do: fix a setting, try again, give up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// No source of credentials had any.
+    NoCredentials,
+    /// There are credentials, and AWS does not take them: unknown, expired, wrong secret.
+    BadCredentials,
+    /// The credentials do not allow it.
+    Denied,
+    /// The bucket is elsewhere; where, if S3 said so.
+    WrongRegion(Option<String>),
+    /// No such bucket or table.
+    NoContainer,
+    /// No such object or item.
+    NotFound,
+    /// It is not what it was (`If-Match`), or is there already (`If-None-Match`).
+    PreconditionFailed,
+    /// Too many requests for now.
+    Throttled,
+    /// Nobody answers at the address, or the connection broke.
+    Unreachable,
+    /// No answer in time.
+    TimedOut,
+    /// The service says that it is its own fault (5xx).
+    Server,
+    /// The request itself is wrong, or anything else.
+    Other,
+}
+
+impl Trouble {
+    /// Whether the same request may succeed later without anybody's doing.
+    pub(crate) fn is_transient(&self) -> bool {
+        matches!(self, Self::Throttled | Self::Unreachable | Self::TimedOut | Self::Server)
+    }
+}
+
+/// What `error` means.
+pub(crate) fn trouble_of<E>(error: &SdkError<E, HttpResponse>) -> Trouble
+where
+    E: ProvideErrorMetadata + Error + 'static,
+{
+    match error {
+        SdkError::TimeoutError(_) => Trouble::TimedOut,
+        SdkError::DispatchFailure(failure) => {
+            if causes(error).any(|text| text.contains("credential")) {
+                Trouble::NoCredentials
+            } else if failure.is_timeout() {
+                Trouble::TimedOut
+            } else {
+                Trouble::Unreachable
+            }
+        }
+        SdkError::ResponseError(_) => Trouble::Unreachable,
+        SdkError::ServiceError(service) => {
+            let response = service.raw();
+            let region = response.headers().get("x-amz-bucket-region").map(str::to_owned);
+            of_service(service.err().code(), response.status().as_u16(), region)
+        }
+        _ => Trouble::Other,
+    }
+}
+
+fn of_service(code: Option<&str>, status: u16, region: Option<String>) -> Trouble {
+    match (code.unwrap_or_default(), status) {
+        ("PermanentRedirect" | "AuthorizationHeaderMalformed" | "TemporaryRedirect", _) | (_, 301 | 307) => {
+            Trouble::WrongRegion(region)
+        }
+        ("NoSuchBucket" | "ResourceNotFoundException", _) => Trouble::NoContainer,
+        (
+            "InvalidAccessKeyId"
+            | "SignatureDoesNotMatch"
+            | "ExpiredToken"
+            | "ExpiredTokenException"
+            | "InvalidToken"
+            | "InvalidSignatureException"
+            | "UnrecognizedClientException"
+            | "MissingAuthenticationToken"
+            | "MissingAuthenticationTokenException"
+            | "RequestTimeTooSkewed",
+            _,
+        ) => Trouble::BadCredentials,
+        (
+            "ProvisionedThroughputExceededException"
+            | "ThrottlingException"
+            | "Throttling"
+            | "RequestLimitExceeded"
+            | "SlowDown"
+            | "TooManyRequestsException",
+            _,
+        )
+        | (_, 429 | 503) => Trouble::Throttled,
+        ("RequestTimeout", _) | (_, 408) => Trouble::TimedOut,
+        ("NoSuchKey" | "NoSuchVersion", _) | (_, 404) => Trouble::NotFound,
+        (_, 403) | ("AccessDenied" | "AccessDeniedException", _) => Trouble::Denied,
+        (_, 409 | 412) => Trouble::PreconditionFailed,
+        (_, 500..) => Trouble::Server,
+        _ => Trouble::Other,
+    }
+}
+
+/// An error with its causes, in one line.
+pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
+    let mut text = String::new();
+    for cause in causes(error) {
+        // Some errors already tell their cause.
+        if !text.contains(&cause) {
+            if !text.is_empty() {
+                text.push_str(": ");
+            }
+            text.push_str(&cause);
+        }
+    }
+    text
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = String> + 'a {
+    std::iter::successors(Some(error), |error| (*error).source()).map(ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_services_say() {
+        for (code, status, expected) in [
+            (Some("NoSuchBucket"), 404, Trouble::NoContainer),
+            (Some("NoSuchKey"), 404, Trouble::NotFound),
+            // HEAD has no body, so no code.
+            (None, 404, Trouble::NotFound),
+            (None, 403, Trouble::Denied),
+            (Some("AccessDenied"), 403, Trouble::Denied),
+            (Some("InvalidAccessKeyId"), 403, Trouble::BadCredentials),
+            (Some("ResourceNotFoundException"), 400, Trouble::NoContainer),
+            (Some("AccessDeniedException"), 400, Trouble::Denied),
+            (Some("ThrottlingException"), 400, Trouble::Throttled),
+            (Some("SlowDown"), 503, Trouble::Throttled),
+            (Some("InternalError"), 500, Trouble::Server),
+            (Some("PreconditionFailed"), 412, Trouble::PreconditionFailed),
+            (Some("ValidationException"), 400, Trouble::Other),
+        ] {
+            assert_eq!(of_service(code, status, None), expected, "{code:?} {status}");
+        }
+        let elsewhere = of_service(None, 301, Some("eu-west-1".into()));
+        assert_eq!(elsewhere, Trouble::WrongRegion(Some("eu-west-1".into())));
+    }
+}
