@@ -13,6 +13,7 @@
 //! | [`TargetSets`] | sets of target embeddings that clients named, each a mapped file |
 //! | [`Vector`] | what is cached: floats, and the bytes that they are sent as |
 //! | [`LocalModels`] | model folders under a root folder |
+//! | `HubModels` | model folders of a model hub, downloaded (feature `hub`) |
 //! | [`DigestMemo`] | content digests of large files, computed once |
 //!
 //! Deliberately absent: HTTP, model formats, and any idea of what an embedding means.
@@ -23,6 +24,8 @@
 mod aws;
 mod cache;
 mod digest;
+#[cfg(feature = "hub")]
+mod hub;
 mod key;
 mod local;
 mod memory;
@@ -40,6 +43,8 @@ mod vector;
 pub use aws::{AwsConfig, aws_config};
 pub use cache::{CacheStats, EmbeddingCache};
 pub use digest::{DigestMemo, digest_bytes};
+#[cfg(feature = "hub")]
+pub use hub::{HUB_ENDPOINT, HubModels, HubName, HubOptions};
 pub use key::{CacheKey, CacheKeyBuilder};
 pub use local::LocalModels;
 pub use memory::MemoryCache;
