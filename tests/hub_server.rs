@@ -9,41 +9,41 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 /// The one commit that the hub has.
-pub const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 /// The one repository.
-pub const REPOSITORY: &str = "acme/model";
+pub(crate) const REPOSITORY: &str = "acme/model";
 
 /// A file of the repository.
 #[derive(Clone)]
-pub struct HubFile {
-    pub content: Vec<u8>,
+pub(crate) struct HubFile {
+    pub(crate) content: Vec<u8>,
     /// With it, the file is a large one: kept on the other server, its digest listed.
-    pub sha256: Option<String>,
+    pub(crate) sha256: Option<String>,
 }
 
 /// How the hub behaves.
 #[derive(Clone, Default)]
-pub struct Mood {
+pub(crate) struct Mood {
     /// Only who shows this token is told anything.
-    pub token: Option<String>,
+    pub(crate) token: Option<String>,
     /// The repository is listed, and its files are closed.
-    pub gated: bool,
+    pub(crate) gated: bool,
     /// So many answers of the list are 503 first.
-    pub busy_times: u32,
+    pub(crate) busy_times: u32,
     /// Connections break after so many bytes of a body.
-    pub cut_after: Option<usize>,
+    pub(crate) cut_after: Option<usize>,
     /// Bodies begin and never go on.
-    pub hangs: bool,
+    pub(crate) hangs: bool,
     /// Ranges are not honoured.
-    pub ignores_ranges: bool,
+    pub(crate) ignores_ranges: bool,
     /// Bodies of large files are so many bytes too short, as their header says.
-    pub short_by: usize,
+    pub(crate) short_by: usize,
     /// So many bodies of large files have a wrong byte.
-    pub wrong_times: u32,
+    pub(crate) wrong_times: u32,
     /// Sizes and digests are not listed.
-    pub terse: bool,
+    pub(crate) terse: bool,
     /// Pause after each 64 KiB.
-    pub pause: Duration,
+    pub(crate) pause: Duration,
 }
 
 struct Shared {
@@ -54,14 +54,14 @@ struct Shared {
 }
 
 /// The running hub.
-pub struct Hub {
+pub(crate) struct Hub {
     /// What `HF_ENDPOINT` is set to.
-    pub endpoint: String,
+    pub(crate) endpoint: String,
     shared: Arc<Shared>,
 }
 
 impl Hub {
-    pub fn start(files: BTreeMap<String, HubFile>, mood: Mood) -> Self {
+    pub(crate) fn start(files: BTreeMap<String, HubFile>, mood: Mood) -> Self {
         let shared =
             Shared { files, mood: Mutex::new(mood), requests: Mutex::default(), closed: AtomicBool::new(false) };
         let shared = Arc::new(shared);
@@ -71,17 +71,17 @@ impl Hub {
     }
 
     /// Changes how it behaves from now on.
-    pub fn set(&self, mood: Mood) {
+    pub(crate) fn set(&self, mood: Mood) {
         *lock(&self.shared.mood) = mood;
     }
 
     /// The requests so far: `GET PATH range=... authorization=...`.
-    pub fn requests(&self) -> Vec<String> {
+    pub(crate) fn requests(&self) -> Vec<String> {
         lock(&self.shared.requests).clone()
     }
 
     /// From here on connections break at once.
-    pub fn close(&self) {
+    pub(crate) fn close(&self) {
         self.shared.closed.store(true, Ordering::SeqCst);
     }
 }
@@ -233,12 +233,13 @@ fn send(
         id_of(name)
     )?;
     let sent = mood.cut_after.unwrap_or(body.len()).min(body.len());
+    if mood.hangs {
+        stream.write_all(&body[..1])?;
+        std::thread::sleep(Duration::from_secs(600));
+    }
     for piece in body[..sent].chunks(64 << 10) {
         stream.write_all(piece)?;
         std::thread::sleep(mood.pause);
-        if mood.hangs {
-            std::thread::sleep(Duration::from_secs(600));
-        }
     }
     Ok(())
 }

@@ -5,8 +5,13 @@
 
 mod docs;
 mod errors;
+mod health;
+#[cfg(feature = "hub")]
+mod hub_server;
 mod lifecycle;
 mod map;
+#[cfg(feature = "hub")]
+mod pull;
 mod readme;
 mod service;
 mod settings;

@@ -15,4 +15,5 @@ pub mod http;
 pub mod settings;
 pub mod shutdown;
 pub mod telemetry;
+mod terminal;
 pub mod wiring;

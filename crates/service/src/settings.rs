@@ -15,6 +15,9 @@ use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
+/// What the path of a model on a model hub begins with.
+pub(crate) const HUB_SCHEME: &str = "hf://";
+
 /// What any command that runs models needs.
 #[derive(Args, Clone, Debug)]
 pub struct Settings {
@@ -56,6 +59,14 @@ pub struct ModelSettings {
     /// Folder of downloaded models; unset, `models` in the cache folder
     #[arg(long, env = "NEXUS_MODELS_DIR", value_name = "FOLDER")]
     pub models_dir: Option<PathBuf>,
+
+    /// Address of the model hub that `hf://` means
+    #[arg(long, env = "HF_ENDPOINT", value_name = "URL", default_value = "https://huggingface.co", value_parser = values::hub)]
+    pub hf_endpoint: String,
+
+    /// Token for the model hub; private and gated repositories need one
+    #[arg(long, env = "HF_TOKEN", value_name = "TOKEN", hide_env_values = true, value_parser = values::non_empty)]
+    pub hf_token: Option<String>,
 
     /// Bytes of one ranged request to S3
     #[arg(long, env = "NEXUS_DOWNLOAD_RANGE_BYTES", value_name = "BYTES", default_value = "16MiB")]
@@ -178,10 +189,10 @@ pub struct LogSettings {
     pub log_level: LogLevel,
 }
 
-/// What only the service needs.
+/// Where the service listens, which `nexus health` needs, too.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "HTTP")]
-pub struct HttpSettings {
+pub struct ListenSettings {
     /// Address to listen on
     #[arg(long, env = "NEXUS_HOST", value_name = "HOST", default_value = "127.0.0.1", value_parser = values::non_empty)]
     pub host: String,
@@ -189,6 +200,22 @@ pub struct HttpSettings {
     /// Port to listen on; 0 takes a free one
     #[arg(long, env = "NEXUS_PORT", value_name = "PORT", default_value = "8000", value_parser = values::port)]
     pub port: u16,
+}
+
+impl ListenSettings {
+    /// The host, without the brackets that an IPv6 address may come in, as in a URL.
+    pub fn bare_host(&self) -> &str {
+        self.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&self.host)
+    }
+}
+
+/// What only the service needs.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "HTTP")]
+pub struct HttpSettings {
+    /// Where it listens
+    #[command(flatten)]
+    pub listen: ListenSettings,
 
     /// Largest request body with vectors, of `/api/v1/retrieve` and `/api/v1/targets`, decoded; beyond it, 413
     #[arg(long, env = "NEXUS_BODY_BYTES_MAX", value_name = "BYTES", default_value = "2GiB")]
@@ -240,11 +267,17 @@ impl Settings {
                 self.engine.queue_tokens_max, self.engine.batch_tokens_max
             ));
         }
+        self.models.check_hub_names()?;
         match self.models.source() {
             ModelSource::BuiltIn if self.models.builtin == Toggle::Off => {
-                Err("MODEL_BUCKET is unset, and NEXUS_BUILTIN=off refuses the built-in models: set MODEL_BUCKET to a \
-                     folder that starts with /, ./, ../ or file://"
-                    .to_owned())
+                // Both have to come from elsewhere, or one of them would be built in.
+                match self.models.paths().into_iter().find(|(_, path)| !path.starts_with(HUB_SCHEME)) {
+                    Some((name, _)) => Err(format!(
+                        "MODEL_BUCKET is unset, and NEXUS_BUILTIN=off refuses the built-in models: set MODEL_BUCKET to a \
+                         folder that starts with /, ./, ../ or file://, or {name} to hf://owner/name"
+                    )),
+                    None => Ok(()),
+                }
             }
             ModelSource::Bucket { bucket: name, .. } => Err(format!(
                 "MODEL_BUCKET={name:?}: buckets are not supported by this version: expected a folder that starts with \
@@ -265,6 +298,38 @@ impl Settings {
 }
 
 impl ModelSettings {
+    /// The paths of both models, with the settings that they come from.
+    fn paths(&self) -> [(&'static str, &str); 2] {
+        [("RETRIEVER_MODEL_PATH", &self.retriever_model_path), ("RERANKER_MODEL_PATH", &self.reranker_model_path)]
+    }
+
+    /// The repository of a model hub that a path means: any path, where `MODEL_BUCKET` is `hf://`.
+    pub fn hub_name<'a>(&self, path: &'a str) -> Option<&'a str> {
+        path.strip_prefix(HUB_SCHEME).or((self.source() == ModelSource::Hub).then_some(path))
+    }
+
+    /// Whether some model is one that the binary carries.
+    pub fn serves_built_in(&self) -> bool {
+        self.source() == ModelSource::BuiltIn && self.paths().iter().any(|(_, path)| self.hub_name(path).is_none())
+    }
+
+    fn check_hub_names(&self) -> Result<(), String> {
+        if let Some(bucket) = self.model_bucket.as_deref().filter(|bucket| bucket.starts_with(HUB_SCHEME))
+            && self.source() != ModelSource::Hub
+        {
+            return Err(format!(
+                "MODEL_BUCKET={bucket:?}: expected hf:// alone; RETRIEVER_MODEL_PATH and RERANKER_MODEL_PATH name the \
+                 repositories"
+            ));
+        }
+        for (name, path) in self.paths() {
+            if let Some(repository) = self.hub_name(path) {
+                values::hub_name(repository).map_err(|expected| format!("{name}={path:?}: expected {expected}"))?;
+            }
+        }
+        Ok(())
+    }
+
     /// Where the models come from.
     pub fn source(&self) -> ModelSource {
         self.model_bucket.as_deref().map_or(ModelSource::BuiltIn, ModelSource::parse)

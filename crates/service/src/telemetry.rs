@@ -14,10 +14,10 @@ pub fn start(level: LevelFilter) {
     // Other crates' DEBUG is about their insides; below TRACE, nobody who runs this service asked for it.
     let others = if level == LevelFilter::TRACE { level } else { level.min(LevelFilter::INFO) };
     let filter = Targets::new().with_default(others).with_target("nexus", level);
-    let layer = fmt::layer().with_writer(std::io::stderr);
     let layer = if std::io::stderr().is_terminal() {
-        layer.compact().with_target(false).boxed()
+        fmt::layer().with_writer(|| crate::terminal::Lines).compact().with_target(false).boxed()
     } else {
+        let layer = fmt::layer().with_writer(std::io::stderr);
         layer.json().flatten_event(true).with_current_span(true).with_span_list(false).boxed()
     };
     // Fails only where a subscriber is set already.

@@ -1,6 +1,8 @@
 //! Builds models, engine and cache from settings: the one place that knows all concrete types.
 
 mod cache;
+#[cfg(feature = "hub")]
+pub mod hub;
 mod models;
 pub mod targets;
 
@@ -56,6 +58,11 @@ pub fn start(settings: &Settings) -> Result<Running, StartError> {
     let (retriever, reranker) = models::sources(settings);
     let engine = Engine::start(backend, options, cache.clone(), retriever, reranker)?;
     Ok(Running { models: engine.models().clone(), cache, engine })
+}
+
+/// The folder of downloaded models.
+pub fn models_folder(settings: &Settings) -> Option<PathBuf> {
+    settings.models.models_dir.clone().or_else(|| Some(cache_folder(&settings.cache)?.join("models")))
 }
 
 /// The folder that everything which is kept on this machine is under.

@@ -24,7 +24,7 @@ use futures::{FutureExt, StreamExt, TryStreamExt, stream};
 use hf_hub::api::tokio::{Api, ApiBuilder};
 use hf_hub::{Cache, Repo, RepoType};
 use layout::Layout;
-use listing::{Listing, Wanted};
+use listing::Listing;
 use reqwest_of_hf_hub::Client;
 use reqwest_of_hf_hub::header::{ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, USER_AGENT};
 use std::fmt;

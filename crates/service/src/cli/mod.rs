@@ -2,9 +2,11 @@
 //!
 //! Deliberately absent: exit statuses (`main`), and settings (`settings`, where each is declared once).
 
+mod health;
 mod map;
 mod openapi;
 mod parse;
+mod pull;
 mod ready;
 mod serve;
 mod settings;
@@ -39,6 +41,10 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Map the controls of one catalog to those of another
     Map(Box<map::MapArgs>),
+    /// Download a model, to serve it later or elsewhere
+    Pull(Box<pull::PullArgs>),
+    /// Ask a running service whether it lives, or is ready
+    Health(health::HealthArgs),
     /// Print the OpenAPI specification
     Openapi,
     /// Print all settings, with their variables and defaults
@@ -59,6 +65,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(&args),
         Command::Map(args) => map::run(&args),
+        Command::Pull(args) => pull::run(&args),
+        Command::Health(args) => health::run(&args),
         Command::Openapi => openapi::run(),
         Command::Settings(args) => settings::run(&args),
     }

@@ -1,20 +1,53 @@
 //! Waiting until models are loaded, in sight of the user.
 
 use super::Failure;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use crate::terminal::bar;
+use indicatif::ProgressBar;
 use nexus_engine::{ModelState, Models};
-use std::borrow::Cow;
+use std::io::IsTerminal as _;
 use std::time::Duration;
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// On a terminal, where bars move.
+const DRAW_EVERY: Duration = Duration::from_millis(100);
+/// Elsewhere, where each report is a line of the log.
+const TELL_EVERY: Duration = Duration::from_secs(10);
 
-/// A bar on standard error, which draws nothing unless that is a terminal.
-pub(super) fn bar(label: impl Into<Cow<'static, str>>, total: u64, template: &str) -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
-    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.set_style(style.progress_chars("=> "));
-    bar.set_message(label);
-    bar
+/// Shows how far loading is, until it has come to an end: a bar for each model on a terminal, a line every ten seconds
+/// elsewhere.
+pub(super) async fn watch(models: &Models) {
+    let terminal = std::io::stderr().is_terminal();
+    let mut bars: [Option<ProgressBar>; 2] = [None, None];
+    loop {
+        // The first line comes when something has taken long; what is loaded by then needs none.
+        tokio::time::sleep(if terminal { DRAW_EVERY } else { TELL_EVERY }).await;
+        let mut loading = false;
+        for (status, shown) in models.status().into_iter().zip(&mut bars) {
+            let model = status.role.name();
+            match status.state {
+                ModelState::Loading { stage, bytes_done, bytes_total } => {
+                    loading = true;
+                    if terminal {
+                        let template = "{msg:30} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}";
+                        let shown = shown.get_or_insert_with(|| bar("", 0, template));
+                        shown.set_message(format!("{model}: {stage}"));
+                        shown.set_length(bytes_total);
+                        shown.set_position(bytes_done);
+                    } else {
+                        tracing::info!(model, stage, bytes_done, bytes_total, "loading");
+                    }
+                }
+                ModelState::Ready | ModelState::Failed { .. } => {
+                    if let Some(shown) = shown.take() {
+                        shown.finish_and_clear();
+                    }
+                }
+            }
+        }
+        if !loading {
+            return;
+        }
+    }
 }
 
 /// Waits for both models.

@@ -1,10 +1,10 @@
 //! `nexus serve`: bind, start loading, answer, and end in order.
 
-use super::{Failure, ServeArgs};
+use super::{Failure, ServeArgs, ready};
 use crate::http::{self, App, Budget, Limits, Resident, server};
-use crate::settings::{HttpSettings, ModelSource};
+use crate::settings::ListenSettings;
 use crate::shutdown::{Lifecycle, Signals};
-use crate::{telemetry, wiring};
+use crate::{telemetry, terminal, wiring};
 use nexus_storage::CacheStats;
 use std::sync::Arc;
 use tokio::net::TcpListener;
@@ -24,8 +24,8 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let ServeArgs { http, settings } = args;
     let mut signals = Signals::register().map_err(|error| Failure::Run(format!("can not watch signals: {error}")))?;
     // The port comes first: /health answers while models load, and a taken port is known before any work is done.
-    let listener = bind(http).await?;
-    if settings.models.source() == ModelSource::BuiltIn {
+    let listener = bind(&http.listen).await?;
+    if settings.models.serves_built_in() {
         tracing::info!("MODEL_BUCKET is unset: serving the small built-in models");
     }
     let running = wiring::start(settings).map_err(|error| Failure::Run(error.to_string()))?;
@@ -60,20 +60,25 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
         signals.next().await;
         Failure::Interrupted
     };
-    tokio::select! {
+    let watching = async {
+        ready::watch(&running.models).await;
+        std::future::pending::<()>().await;
+    };
+    let ended = tokio::select! {
         () = serving => {
             tracing::info!("stopped");
             Ok(())
         }
         failure = signalled => Err(failure),
-    }
+        () = watching => Ok(()),
+    };
+    terminal::clear();
+    ended
 }
 
-async fn bind(http: &HttpSettings) -> Result<TcpListener, Failure> {
-    let HttpSettings { host, port, .. } = http;
-    // An IPv6 address may come in brackets, as in a URL.
-    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
-    TcpListener::bind((bare, *port)).await.map_err(|error| {
+async fn bind(listen: &ListenSettings) -> Result<TcpListener, Failure> {
+    let ListenSettings { host, port } = listen;
+    TcpListener::bind((listen.bare_host(), *port)).await.map_err(|error| {
         let setting = if error.kind() == std::io::ErrorKind::AddrInUse { "NEXUS_PORT" } else { "NEXUS_HOST" };
         Failure::Run(format!("can not listen on {host}:{port}: {error}; {setting} sets another"))
     })

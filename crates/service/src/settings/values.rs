@@ -236,6 +236,28 @@ pub(super) fn milliseconds(s: &str) -> Result<NonZeroU64, String> {
     s.parse().map_err(|_| "a number of milliseconds, at least 1".to_owned())
 }
 
+/// The address of a model hub. Nobody needs another scheme, and a forgotten one would fail with the first request only.
+pub(super) fn hub(s: &str) -> Result<String, String> {
+    let host = s.strip_prefix("https://").or_else(|| s.strip_prefix("http://"));
+    match host {
+        Some(host) if !host.is_empty() => Ok(s.to_owned()),
+        _ => Err("an address that begins with https:// or http://".to_owned()),
+    }
+}
+
+/// Checks a name on a model hub.
+#[cfg(feature = "hub")]
+pub(super) fn hub_name(name: &str) -> Result<(), String> {
+    let allowed = "hf://owner/name or hf://owner/name@revision".to_owned();
+    nexus_storage::HubName::parse(name).map(|_| ()).map_err(|_| allowed)
+}
+
+/// Checks a name on a model hub.
+#[cfg(not(feature = "hub"))]
+pub(super) fn hub_name(_name: &str) -> Result<(), String> {
+    Err("a folder: this build has no model hub (the feature `hub`)".to_owned())
+}
+
 pub(super) fn non_empty(s: &str) -> Result<String, String> {
     if s.is_empty() { Err("something, or nothing at all".to_owned()) } else { Ok(s.to_owned()) }
 }

@@ -19,10 +19,10 @@ const POOLING_FILE: &str = "1_Pooling/config.json";
 
 /// The retriever's source and the reranker's.
 pub(super) fn sources(settings: &Settings) -> (ModelSource, ModelSource) {
-    match settings.models.source() {
+    let memo = Arc::new(digest_memo(settings));
+    let paths = [&settings.models.retriever_model_path, &settings.models.reranker_model_path];
+    let (retriever, reranker) = match settings.models.source() {
         Place::Folder(root) => {
-            let memo = Arc::new(digest_memo(settings));
-            let paths = [&settings.models.retriever_model_path, &settings.models.reranker_model_path];
             let [retriever, reranker] = paths.map(|path| local_model(&root, path, memo.clone()));
             (retriever, reranker)
         }
@@ -30,7 +30,14 @@ pub(super) fn sources(settings: &Settings) -> (ModelSource, ModelSource) {
         Place::BuiltIn | Place::Bucket { .. } | Place::Hub => {
             (builtin_model("embedder", builtin::embedder), builtin_model("reranker", builtin::reranker))
         }
-    }
+    };
+    // A path that names a repository of a hub does so wherever the other model is.
+    #[cfg(feature = "hub")]
+    let [retriever, reranker] = {
+        let [of_retriever, of_reranker] = paths.map(|path| super::hub::model(settings, path, &memo));
+        [of_retriever.unwrap_or(retriever), of_reranker.unwrap_or(reranker)]
+    };
+    (retriever, reranker)
 }
 
 fn builtin_model(name: &str, files: fn() -> ModelFiles) -> ModelSource {
@@ -65,7 +72,7 @@ fn local_model(root: &Path, path: &str, memo: Arc<DigestMemo>) -> ModelSource {
     }
 }
 
-fn open_folder(folder: &Path, memo: &DigestMemo, progress: Progress<'_>) -> Result<OpenedModel, BoxError> {
+pub(super) fn open_folder(folder: &Path, memo: &DigestMemo, progress: Progress<'_>) -> Result<OpenedModel, BoxError> {
     let before = file_states(folder)?;
     let files = ModelFiles::open(folder)?;
     progress("computing digests", 0, 0);

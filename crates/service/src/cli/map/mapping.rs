@@ -1,7 +1,7 @@
 //! The mapping itself: embed both catalogs, retrieve, rerank.
 
 use super::catalog::{Catalog, Control};
-use crate::cli::ready;
+use crate::terminal::bar;
 use futures::{StreamExt as _, TryStreamExt as _};
 use nexus_engine::{EmbedItem, EngineError, Models, Reranker, Retriever};
 use nexus_storage::Vector;
@@ -38,7 +38,7 @@ pub(super) async fn compute(
     let targets = embed(&*retriever, &target.controls, "embedding targets").await?;
     let sources = embed(&*retriever, &source.controls, "embedding sources").await?;
 
-    let progress = ready::bar("reranking", sources.len() as u64, "{msg} [{bar:30}] {pos} of {len}, {eta} left");
+    let progress = bar("reranking", sources.len() as u64, "{msg} [{bar:30}] {pos} of {len}, {eta} left");
     let dimensions = targets.first().map_or(0, |vector| vector.len());
     let matrix: Vec<f32> = targets.iter().flat_map(|vector| vector.iter().copied()).collect();
     let rows = Rows::new(&matrix, dimensions).map_err(|error| error.to_string())?;
@@ -61,7 +61,7 @@ pub(super) async fn compute(
 }
 
 async fn embed(retriever: &dyn Retriever, controls: &[Control], label: &'static str) -> Result<Vec<Vector>, String> {
-    let progress = ready::bar(label, controls.len() as u64, "{msg} [{bar:30}] {pos} of {len}, {eta} left");
+    let progress = bar(label, controls.len() as u64, "{msg} [{bar:30}] {pos} of {len}, {eta} left");
     let result: Result<Vec<_>, EngineError> = futures::stream::iter(controls.chunks(EMBED_ITEMS))
         .map(async |chunk: &[Control]| {
             let items: Vec<EmbedItem> = chunk
