@@ -189,7 +189,7 @@ fn list(shared: &Shared, mood: &Mood) -> String {
 }
 
 /// Not git's hash, and just as much another for each file.
-fn id_of(name: &str) -> String {
+pub(crate) fn id_of(name: &str) -> String {
     let id: String = name.bytes().map(|byte| format!("{byte:02x}")).collect();
     format!("{id:0<40}")[..40].to_owned()
 }

@@ -76,7 +76,8 @@ fn ask(authority: &str, path: &str) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + TIMEOUT;
     let mut stream = connect(&authority.to_socket_addrs()?.collect::<Vec<_>>(), deadline)?;
     stream.set_write_timeout(Some(left(deadline)?))?;
-    write!(stream, "GET {path} HTTP/1.0\r\nhost: {authority}\r\nuser-agent: nexus-health\r\n\r\n")?;
+    let question = format!("GET {path} HTTP/1.0\r\nhost: {authority}\r\nuser-agent: nexus-health\r\n\r\n");
+    stream.write_all(question.as_bytes())?;
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
     while answer.len() < ANSWER_BYTES_MAX {

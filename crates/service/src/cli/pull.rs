@@ -24,7 +24,7 @@ const TELL_EVERY: Duration = Duration::from_secs(5);
 /// The settings that a download has; `nexus pull --help` is silent about others, which change nothing here.
 const SETTINGS: [&str; 11] = [
     "model",
-    "dir",
+    "into",
     "aws_region",
     "models_dir",
     "hf_endpoint",
@@ -32,8 +32,9 @@ const SETTINGS: [&str; 11] = [
     "download_range_bytes",
     "download_connections_max",
     "download_bytes_per_s_min",
+    // Of the cache: where downloads are, unless `models_dir` says so.
+    "dir",
     "log_level",
-    "help",
 ];
 
 #[derive(Args, Debug)]
@@ -43,7 +44,8 @@ pub(super) struct PullArgs {
     model: String,
 
     /// Folder to put the files into; it may hold the same files already, and nothing else
-    dir: Option<PathBuf>,
+    #[arg(value_name = "DIR")]
+    into: Option<PathBuf>,
 
     #[command(flatten)]
     settings: Settings,
@@ -54,7 +56,7 @@ pub(super) fn run(args: &PullArgs) -> Result<(), Failure> {
     let level = args.settings.log.log_level.filter();
     telemetry::start(if level == LevelFilter::INFO { LevelFilter::WARN } else { level });
     let (store, path) = store(args)?;
-    if let Some(dir) = &args.dir {
+    if let Some(dir) = &args.into {
         // Now, and not after gigabytes.
         place::check(dir).map_err(Failure::Run)?;
     }
@@ -130,7 +132,7 @@ async fn pull(args: &PullArgs, store: &dyn ModelStore, path: &str) -> Result<Pat
     };
     bar.finish_and_clear();
     let folder = fetched.map_err(|error| Failure::Run(chain(&error)))?;
-    let Some(dir) = args.dir.clone() else { return Ok(folder) };
+    let Some(dir) = args.into.clone() else { return Ok(folder) };
     let placed = tokio::task::spawn_blocking(move || place::place(&folder, &dir).map(|()| dir));
     placed.await.map_err(|error| Failure::Run(error.to_string()))?.map_err(Failure::Run)
 }
