@@ -135,7 +135,8 @@ impl HubModels {
             .default_headers(headers)
             .build()
             .map_err(|error| other(&error))?;
-        let api = ApiBuilder::from_cache(Cache::new(options.folder.clone()))
+        // Its transfers are not used, so that its folder is none; it would look for a token file beside it.
+        let api = ApiBuilder::from_cache(Cache::new(options.folder.join("none")))
             .with_endpoint(options.endpoint.clone())
             .with_token(options.token.clone())
             .with_progress(false)
@@ -167,8 +168,7 @@ impl HubModels {
                 _ => return Err(explain(trouble)),
             },
         };
-        self.complete(&layout, &listing, progress).await.map_err(explain)?;
-        layout.remember(name, &listing).map_err(|error| explain(error.into()))
+        self.complete(&layout, name, &listing, progress).await.map_err(explain)
     }
 
     async fn listing(&self, name: &HubName, tries_max: u32) -> Result<Listing, Trouble> {
@@ -181,8 +181,14 @@ impl HubModels {
         }
     }
 
-    /// Brings all files here.
-    async fn complete(&self, layout: &Layout, listing: &Listing, progress: &Progress<'_>) -> Result<(), Trouble> {
+    /// Brings all files here; the folder that they are in.
+    async fn complete(
+        &self,
+        layout: &Layout,
+        name: &HubName,
+        listing: &Listing,
+        progress: &Progress<'_>,
+    ) -> Result<PathBuf, Trouble> {
         let tally = Tally::new(listing, progress);
         tally.tell();
         let _lock = layout.lock(|| tally.look(listing, layout)).await?;
@@ -208,7 +214,8 @@ impl HubModels {
         // Nothing is spawned: who drops the fetch ends it, and so does the first file that fails.
         stream::iter(transfers).buffer_unordered(self.options.files_at_once_max.max(1)).try_collect::<()>().await?;
         tally.tell();
-        Ok(())
+        // Still under the lock: another process may be about to do the same.
+        Ok(layout.remember(name, listing)?)
     }
 }
 

@@ -13,7 +13,7 @@ use clap::Args;
 use indicatif::HumanBytes;
 use nexus_storage::{FetchProgress, ModelStore};
 use std::io::IsTerminal as _;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 use tracing::level_filters::LevelFilter;
@@ -143,9 +143,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         Some(source) => format!("{error}: {source}"),
         None => error.to_string(),
     }
-}
-
-/// What a path is called in messages.
-fn shown(path: &Path) -> std::path::Display<'_> {
-    path.display()
 }

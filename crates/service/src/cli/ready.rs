@@ -27,14 +27,21 @@ pub(super) async fn watch(models: &Models) {
             match status.state {
                 ModelState::Loading { stage, bytes_done, bytes_total } => {
                     loading = true;
-                    if terminal {
-                        let template = "{msg:30} [{bar:30}] {bytes} of {total_bytes}, {bytes_per_sec}";
+                    // Some stages do not know how much there is to do.
+                    let known = bytes_total > 0;
+                    if !terminal {
+                        let (done, total) = (known.then_some(bytes_done), known.then_some(bytes_total));
+                        tracing::info!(model, stage, bytes_done = done, bytes_total = total, "loading");
+                        continue;
+                    }
+                    if known {
+                        let template = "{msg:30} [{bar:30}] {bytes} of {total_bytes}";
                         let shown = shown.get_or_insert_with(|| bar("", 0, template));
-                        shown.set_message(format!("{model}: {stage}"));
                         shown.set_length(bytes_total);
                         shown.set_position(bytes_done);
-                    } else {
-                        tracing::info!(model, stage, bytes_done, bytes_total, "loading");
+                    }
+                    if let Some(shown) = shown {
+                        shown.set_message(format!("{model}: {stage}"));
                     }
                 }
                 ModelState::Ready | ModelState::Failed { .. } => {

@@ -4,7 +4,6 @@
 //! people edit them. Each appears whole or not at all. What is there and the same stays; anything else is refused before
 //! anything is touched.
 
-use super::shown;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read as _};
@@ -16,8 +15,8 @@ const TEMPORARY: &str = ".nexus.tmp";
 pub(super) fn check(dir: &Path) -> Result<(), String> {
     for (name, _) in files(dir, "").or_else(|error| match error.kind() {
         io::ErrorKind::NotFound => Ok(BTreeMap::new()),
-        io::ErrorKind::NotADirectory => Err(format!("{} is not a folder", shown(dir))),
-        _ => Err(format!("can not read {}: {error}", shown(dir))),
+        io::ErrorKind::NotADirectory => Err(format!("{} is not a folder", dir.display())),
+        _ => Err(format!("can not read {}: {error}", dir.display())),
     })? {
         if !name.ends_with(".json") && !name.ends_with(".safetensors") {
             return Err(alien(dir, &name));
@@ -29,7 +28,7 @@ pub(super) fn check(dir: &Path) -> Result<(), String> {
 /// Puts the files of `folder` into `dir`, which may hold the same files already.
 pub(super) fn place(folder: &Path, dir: &Path) -> Result<(), String> {
     check(dir)?;
-    let failed = |error: io::Error| format!("can not put the model into {}: {error}", shown(dir));
+    let failed = |error: io::Error| format!("can not put the model into {}: {error}", dir.display());
     fs::create_dir_all(dir).map_err(failed)?;
     let wanted = files(folder, "").map_err(failed)?;
     let present = files(dir, "").map_err(failed)?;
@@ -37,7 +36,7 @@ pub(super) fn place(folder: &Path, dir: &Path) -> Result<(), String> {
         match wanted.get(name) {
             None => return Err(alien(dir, name)),
             Some(source) if !same(source, path).map_err(failed)? => {
-                return Err(format!("{} holds another {name}: name an empty or a new folder", shown(dir)));
+                return Err(format!("{} holds another {name}: name an empty or a new folder", dir.display()));
             }
             Some(_) => {}
         }
@@ -50,7 +49,7 @@ pub(super) fn place(folder: &Path, dir: &Path) -> Result<(), String> {
 }
 
 fn alien(dir: &Path, name: &str) -> String {
-    format!("{} holds {name}, which is no part of the model: name an empty or a new folder", shown(dir))
+    format!("{} holds {name}, which is no part of the model: name an empty or a new folder", dir.display())
 }
 
 /// All files, by their names with folders; without what an earlier run left half-done.
