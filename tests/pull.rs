@@ -109,6 +109,31 @@ fn sources_are_mixed_and_a_hub_can_be_the_place_of_both() {
 }
 
 #[test]
+fn ready_tells_how_far_a_download_is() {
+    let hub = hub("embedder", Mood { pause: Duration::from_millis(10), ..Mood::default() });
+    let reference = reference();
+    let service = Service::start(&[("RETRIEVER_MODEL_PATH", &reference), ("HF_ENDPOINT", &hub.endpoint)]);
+    let names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
+    let size = |name| root().join("models/embedder").join(name).metadata().expect("a file").len();
+    let total: u64 = names.into_iter().map(size).sum();
+    let started = Instant::now();
+    let mut seen = 0;
+    while seen == 0 {
+        let answer: serde_json::Value = service.get("/ready").json().expect("JSON");
+        let model = &answer["models"][0];
+        assert_eq!(model["status"], "loading", "{answer}");
+        if model["stage"] == "fetching" {
+            assert_eq!(model["bytes_total"], total, "{answer}");
+            seen = model["bytes_done"].as_u64().expect("a number");
+            assert!(seen < total, "{answer}");
+        }
+        assert!(started.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    service.ready();
+}
+
+#[test]
 fn names_that_are_none_stop_the_start() {
     for (env, expected) in [
         (vec![("RETRIEVER_MODEL_PATH", "hf://acme")], "RETRIEVER_MODEL_PATH=\"hf://acme\": expected hf://owner/name"),

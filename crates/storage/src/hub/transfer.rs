@@ -44,7 +44,9 @@ impl Tries {
         let pause = self.backoff * (1 << (self.failed - 1).min(4)).min(20);
         // Half to all of it, so that many who lost one server do not come back as one.
         let share = 0.5 + 0.5 * (RandomState::new().hash_one(0) as f64 / u64::MAX as f64);
-        tracing::warn!(?trouble, tries = self.failed, "{what} did not come; trying again");
+        if let Trouble::Passing(reason) = &trouble {
+            tracing::warn!(reason, tries = self.failed, "{what} did not come; trying again");
+        }
         tokio::time::sleep(pause.mul_f64(share)).await;
         Ok(())
     }
