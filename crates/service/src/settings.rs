@@ -240,6 +240,13 @@ impl Settings {
                 self.engine.queue_tokens_max, self.engine.batch_tokens_max
             ));
         }
+        if cfg!(not(feature = "aws")) && self.cache_kind() == CacheKind::Dynamodb {
+            return Err(
+                "NEXUS_CACHE=dynamodb, which MODEL_BUCKET and EMBEDDING_CACHE_TABLE stand for, too: this nexus was \
+                        built without the feature `aws`: set NEXUS_CACHE to redb, memory or off"
+                    .to_owned(),
+            );
+        }
         match self.models.source() {
             ModelSource::BuiltIn if self.models.builtin == Toggle::Off => {
                 Err("MODEL_BUCKET is unset, and NEXUS_BUILTIN=off refuses the built-in models: set MODEL_BUCKET to a \

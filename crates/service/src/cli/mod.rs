@@ -2,6 +2,8 @@
 //!
 //! Deliberately absent: exit statuses (`main`), and settings (`settings`, where each is declared once).
 
+#[cfg(feature = "aws")]
+mod cache;
 mod map;
 mod openapi;
 mod parse;
@@ -39,6 +41,9 @@ enum Command {
     Serve(Box<ServeArgs>),
     /// Map the controls of one catalog to those of another
     Map(Box<map::MapArgs>),
+    /// Create, look at or purge the DynamoDB table of embeddings
+    #[cfg(feature = "aws")]
+    Cache(cache::CacheArgs),
     /// Print the OpenAPI specification
     Openapi,
     /// Print all settings, with their variables and defaults
@@ -59,6 +64,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
     match command {
         Command::Serve(args) => serve::run(&args),
         Command::Map(args) => map::run(&args),
+        #[cfg(feature = "aws")]
+        Command::Cache(args) => cache::run(&args),
         Command::Openapi => openapi::run(),
         Command::Settings(args) => settings::run(&args),
     }
