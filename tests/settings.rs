@@ -117,3 +117,12 @@ fn the_originals_variables_keep_their_names_and_defaults() {
         assert!(row.contains(&format!("| {default} |")), "{row}");
     }
 }
+
+#[cfg(not(feature = "aws"))]
+#[test]
+fn a_build_without_aws_says_so() {
+    for env in [("NEXUS_CACHE", "dynamodb"), ("EMBEDDING_CACHE_TABLE", "a-table")] {
+        let line = line(&run(&["serve"], &[("NEXUS_PORT", "0"), env]), 2);
+        assert!(line.contains("NEXUS_CACHE=dynamodb") && line.contains("without the feature `aws`"), "{line}");
+    }
+}

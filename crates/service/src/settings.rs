@@ -268,6 +268,13 @@ impl Settings {
             ));
         }
         self.models.check_hub_names()?;
+        if cfg!(not(feature = "aws")) && self.cache_kind() == CacheKind::Dynamodb {
+            return Err(
+                "NEXUS_CACHE=dynamodb, which MODEL_BUCKET and EMBEDDING_CACHE_TABLE stand for, too: this nexus was \
+                        built without the feature `aws`: set NEXUS_CACHE to redb, memory or off"
+                    .to_owned(),
+            );
+        }
         match self.models.source() {
             ModelSource::BuiltIn if self.models.builtin == Toggle::Off => {
                 // Both have to come from elsewhere, or one of them would be built in.

@@ -8,9 +8,14 @@
 
 #[allow(dead_code, reason = "used by the parts that follow")]
 mod config;
+mod dynamodb;
 #[allow(dead_code, reason = "used by the parts that follow")]
 mod trouble;
 
 pub use config::{AwsConfig, aws_config};
+pub use dynamodb::{
+    Created, DynamoCache, DynamoOptions, EmbeddingTable, ItemDtype, ItemKind, Purged, Sample, TableError, TableStats,
+    Ttl,
+};
 #[allow(unused_imports, reason = "used by the parts that follow")]
 pub(crate) use trouble::{Trouble, chain, trouble_of};

@@ -6,7 +6,7 @@ use futures::future::BoxFuture;
 /// Keeps embeddings by key.
 ///
 /// - A damaged, outdated or unreadable entry is a miss, never an error.
-/// - A hit is bit for bit what was put.
+/// - A hit is bit for bit what was put, unless the store was told to round.
 /// - Vectors with a non-finite component are refused by [`EmbeddingCache::put`].
 pub trait EmbeddingCache: Send + Sync + 'static {
     /// What this cache is, for people: `memory`, `redb /home/me/.cache/nexus/embeddings.redb`.
@@ -24,6 +24,12 @@ pub trait EmbeddingCache: Send + Sync + 'static {
 
     /// Counters since the start.
     fn stats(&self) -> CacheStats;
+
+    /// Names the model revision that what is put from now on was computed with. The keys cover it already; a store that
+    /// people look into writes it beside the vector.
+    fn set_revision(&self, revision: &str) {
+        let _ = revision;
+    }
 }
 
 /// Counters of a cache, all since the start of the process but for `entries`.
@@ -39,4 +45,30 @@ pub struct CacheStats {
     pub damaged: u64,
     /// Writes dropped: too many were waiting, the store failed, or the vector may not be kept (not finite, too large).
     pub dropped: u64,
+    /// Entries that wait to be written, now.
+    pub waiting: u64,
+    /// Reads that the store failed to answer, each of one or many keys.
+    pub read_failures: u64,
+    /// Reads that the store did not answer in time, in part or at all.
+    pub read_timeouts: u64,
+    /// Reads that the store was not asked, since it had failed before.
+    pub read_skips: u64,
+    /// Requests to write that the store failed.
+    pub write_failures: u64,
+    /// Whether the store is asked for reads, now.
+    pub reads: Circuit,
+    /// Whether the store is asked to write, now.
+    pub writes: Circuit,
+}
+
+/// Whether a store is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Circuit {
+    /// It is.
+    #[default]
+    Closed,
+    /// One request is under way that decides whether it will be.
+    HalfOpen,
+    /// It is not, since it failed several times in a row; it will be tried again.
+    Open,
 }

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | [`MemoryCache`] | bounded, least recently used goes first |
 //! | [`RedbCache`] | a file on this machine, bounded, oldest goes first |
+//! | `DynamoCache` | a table of DynamoDB, shared by replicas (feature `aws`) |
 //! | [`TieredCache`] | memory in front of a slower store |
 //! | [`NoCache`] | keeps nothing |
 //! | [`TargetSets`] | sets of target embeddings that clients named, each a mapped file |
@@ -40,8 +41,11 @@ mod tiered;
 mod vector;
 
 #[cfg(feature = "aws")]
-pub use aws::{AwsConfig, aws_config};
-pub use cache::{CacheStats, EmbeddingCache};
+pub use aws::{
+    AwsConfig, Created, DynamoCache, DynamoOptions, EmbeddingTable, ItemDtype, ItemKind, Purged, Sample, TableError,
+    TableStats, Ttl, aws_config,
+};
+pub use cache::{CacheStats, Circuit, EmbeddingCache};
 pub use digest::{DigestMemo, digest_bytes};
 #[cfg(feature = "hub")]
 pub use hub::{HUB_ENDPOINT, HubModels, HubName, HubOptions};

@@ -208,8 +208,8 @@ impl EmbeddingCache for MemoryCache {
             entries: Some(self.shared.lock().entries.len() as u64),
             hits: self.hits.load(Ordering::Relaxed),
             misses: self.misses.load(Ordering::Relaxed),
-            damaged: 0,
             dropped: self.refused.load(Ordering::Relaxed),
+            ..CacheStats::default()
         }
     }
 }

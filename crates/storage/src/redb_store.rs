@@ -157,6 +157,7 @@ impl EmbeddingCache for RedbCache {
             misses: self.store.misses.load(Ordering::Relaxed),
             damaged: self.store.damaged.load(Ordering::Relaxed),
             dropped: self.store.dropped.load(Ordering::Relaxed),
+            ..CacheStats::default()
         }
     }
 }

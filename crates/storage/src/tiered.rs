@@ -4,12 +4,14 @@ use crate::{CacheKey, CacheStats, EmbeddingCache, MemoryCache, Vector};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Reads memory, then the store for what memory lacks, and keeps in memory what the store had. Writes go to both.
 pub struct TieredCache {
     memory: MemoryCache,
     store: OnceLock<Arc<dyn EmbeddingCache>>,
+    /// For a store that comes later.
+    revision: Mutex<Option<String>>,
     hits: AtomicU64,
     misses: AtomicU64,
 }
@@ -18,13 +20,22 @@ impl TieredCache {
     /// `memory` in front of `store`, or alone.
     pub fn new(memory: MemoryCache, store: Option<Arc<dyn EmbeddingCache>>) -> Self {
         let store = store.map_or_else(OnceLock::new, OnceLock::from);
-        Self { memory, store, hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
+        Self { memory, store, revision: Mutex::new(None), hits: AtomicU64::new(0), misses: AtomicU64::new(0) }
     }
 
     /// Puts `store` behind the memory, if there is none yet: opening a large file can take longer than a start should.
     /// What was put before is in memory only. Answers whether it was taken.
     pub fn attach(&self, store: Arc<dyn EmbeddingCache>) -> bool {
+        let revision = self.lock_revision();
+        if let Some(revision) = &*revision {
+            store.set_revision(revision);
+        }
         self.store.set(store).is_ok()
+    }
+
+    fn lock_revision(&self) -> MutexGuard<'_, Option<String>> {
+        // Nothing between lock and unlock panics.
+        self.revision.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The memory tier, for answers that need no waiting.
@@ -85,11 +96,19 @@ impl EmbeddingCache for TieredCache {
         }
     }
 
-    /// Hits and misses of the tiers as one; `entries`, `damaged` and `dropped` of the slowest tier that there is, since
-    /// that one decides what a later start finds. [`TieredCache::tiers`] has the rest.
+    /// Hits and misses of the tiers as one; all else of the slowest tier that there is, since that one decides what a later
+    /// start finds. [`TieredCache::tiers`] has the rest.
     fn stats(&self) -> CacheStats {
         let lasting = self.store.get().map_or_else(|| self.memory.stats(), |store| store.stats());
         CacheStats { hits: self.hits.load(Ordering::Relaxed), misses: self.misses.load(Ordering::Relaxed), ..lasting }
+    }
+
+    fn set_revision(&self, revision: &str) {
+        let mut known = self.lock_revision();
+        if let Some(store) = self.store.get() {
+            store.set_revision(revision);
+        }
+        *known = Some(revision.to_owned());
     }
 }
 
@@ -140,6 +159,45 @@ mod tests {
         assert!(cache.attach(store.clone()));
         assert_eq!(block_on(cache.get(&[key(1)])), [Some(vector(&[1.0]))]);
         assert!(!cache.attach(store), "there is one");
+    }
+
+    #[test]
+    fn the_revision_reaches_a_store_that_is_there_and_one_that_comes_later() {
+        /// Remembers what it is told.
+        #[derive(Default)]
+        struct Told(Mutex<Vec<String>>);
+
+        impl EmbeddingCache for Told {
+            fn name(&self) -> String {
+                String::new()
+            }
+
+            fn get<'a>(&'a self, keys: &'a [CacheKey]) -> BoxFuture<'a, Vec<Option<Vector>>> {
+                std::future::ready(vec![None; keys.len()]).boxed()
+            }
+
+            fn put(&self, _entries: Vec<(CacheKey, Vector)>) {}
+
+            fn flush(&self) -> BoxFuture<'_, ()> {
+                std::future::ready(()).boxed()
+            }
+
+            fn stats(&self) -> CacheStats {
+                CacheStats::default()
+            }
+
+            fn set_revision(&self, revision: &str) {
+                self.0.lock().unwrap().push(revision.to_owned());
+            }
+        }
+
+        let store = Arc::new(Told::default());
+        let cache = TieredCache::new(MemoryCache::new(0), None);
+        cache.set_revision("a");
+        cache.set_revision("b");
+        assert!(cache.attach(store.clone()));
+        cache.set_revision("c");
+        assert_eq!(*store.0.lock().unwrap(), ["b", "c"]);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! Deliberately absent: exit statuses (`main`), and settings (`settings`, where each is declared once).
 
+#[cfg(feature = "aws")]
+mod cache;
 mod health;
 mod map;
 mod openapi;
@@ -45,6 +47,9 @@ enum Command {
     Pull(Box<pull::PullArgs>),
     /// Ask a running service whether it lives, or is ready
     Health(health::HealthArgs),
+    /// Create, look at or purge the DynamoDB table of embeddings
+    #[cfg(feature = "aws")]
+    Cache(cache::CacheArgs),
     /// Print the OpenAPI specification
     Openapi,
     /// Print all settings, with their variables and defaults
@@ -67,6 +72,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Command::Map(args) => map::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Health(args) => health::run(&args),
+        #[cfg(feature = "aws")]
+        Command::Cache(args) => cache::run(&args),
         Command::Openapi => openapi::run(),
         Command::Settings(args) => settings::run(&args),
     }

@@ -10,7 +10,7 @@ use std::ffi::OsString;
 
 /// `None` where help or the version was asked for, and printed.
 pub(super) fn parse(args: Vec<OsString>) -> Result<Option<Cli>, Failure> {
-    let command = Cli::command().mut_subcommands(|sub| sub.mut_args(ignore_empty_variable));
+    let command = ignore_empty_variables(Cli::command());
     refuse_unreadable_variables(&command)?;
     let parsed =
         command.clone().try_get_matches_from(&args).and_then(|mut matches| Cli::from_arg_matches_mut(&mut matches));
@@ -30,6 +30,15 @@ pub(super) fn parse(args: Vec<OsString>) -> Result<Option<Cli>, Failure> {
     }
 }
 
+/// The arguments of a command and of all commands below it.
+fn arguments(command: &clap::Command) -> Vec<&Arg> {
+    command.get_arguments().chain(command.get_subcommands().flat_map(arguments)).collect()
+}
+
+fn ignore_empty_variables(command: clap::Command) -> clap::Command {
+    command.mut_args(ignore_empty_variable).mut_subcommands(ignore_empty_variables)
+}
+
 /// An empty variable is as good as an unset one.
 fn ignore_empty_variable(arg: Arg) -> Arg {
     let empty = arg.get_env().and_then(env::var_os).is_some_and(|value| value.is_empty());
@@ -37,8 +46,7 @@ fn ignore_empty_variable(arg: Arg) -> Arg {
 }
 
 fn refuse_unreadable_variables(command: &clap::Command) -> Result<(), Failure> {
-    let variables = command.get_subcommands().flat_map(clap::Command::get_arguments).filter_map(Arg::get_env);
-    for name in variables {
+    for name in arguments(command).into_iter().filter_map(Arg::get_env) {
         // clap would refuse it, too, but without its name.
         if let Some(value) = env::var_os(name)
             && value.to_str().is_none()
@@ -78,9 +86,8 @@ fn source_of(command: &clap::Command, args: &[OsString], shown: &str, value: &st
     let given = args.iter().any(|arg| {
         arg.to_str().is_some_and(|arg| arg == flag || arg.strip_prefix(flag).is_some_and(|rest| rest.starts_with('=')))
     });
-    let variable = command
-        .get_subcommands()
-        .flat_map(clap::Command::get_arguments)
+    let variable = arguments(command)
+        .into_iter()
         .find(|arg| arg.get_long().is_some_and(|long| flag.strip_prefix("--") == Some(long)))
         .and_then(Arg::get_env)
         .and_then(|name| name.to_str())

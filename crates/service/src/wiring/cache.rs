@@ -26,5 +26,35 @@ pub(super) fn open(all: &Settings) -> Arc<dyn EmbeddingCache> {
             Err(error) => tracing::warn!(%error, "embeddings are kept in memory only"),
         });
     }
+    #[cfg(feature = "aws")]
+    if kind == CacheKind::Dynamodb {
+        attach_table(&cache, all);
+    }
     cache
+}
+
+/// Puts the table behind the memory, once the SDK has read its files. Nothing is asked of AWS for that, and whether there
+/// is a table is found out later.
+#[cfg(feature = "aws")]
+fn attach_table(cache: &Arc<TieredCache>, all: &Settings) {
+    use crate::settings::CacheDtype;
+    use nexus_storage::{DynamoCache, DynamoOptions, ItemDtype, aws_config};
+    use std::time::Duration;
+
+    let table = &all.cache.table;
+    let options = DynamoOptions {
+        dtype: match table.dtype {
+            CacheDtype::F32 => ItemDtype::F32,
+            CacheDtype::Bf16 => ItemDtype::Bf16,
+        },
+        ttl: (table.ttl_days > 0).then(|| Duration::from_secs(u64::from(table.ttl_days) * 86_400)),
+        read_timeout: table.read_timeout(),
+        ..DynamoOptions::new(table.name())
+    };
+    let (tiers, region) = (cache.clone(), all.models.aws_region.clone());
+    tokio::spawn(async move {
+        let store = DynamoCache::open(&aws_config(&region).await, options);
+        tracing::info!(store = store.name(), "embeddings are kept");
+        tiers.attach(Arc::new(store));
+    });
 }
