@@ -1,6 +1,6 @@
 //! AWS: models and target sets in S3, embeddings in DynamoDB.
 //!
-//! [`config`] makes the one configuration that all clients share; [`trouble`] tells what an error of the SDK means, so
+//! [`config`] makes the one configuration that all clients share; [`s3`] brings models; [`trouble`] tells what an error of the SDK means, so
 //! that people read the cause and what to do about it instead of the SDK's words.
 //!
 //! Deliberately absent: credentials (the SDK finds them: environment, profile, container, instance), and any use of the
@@ -8,9 +8,11 @@
 
 #[allow(dead_code, reason = "used by the parts that follow")]
 mod config;
+mod s3;
 #[allow(dead_code, reason = "used by the parts that follow")]
 mod trouble;
 
 pub use config::{AwsConfig, aws_config};
+pub use s3::{S3Models, S3Options};
 #[allow(unused_imports, reason = "used by the parts that follow")]
 pub(crate) use trouble::{Trouble, chain, trouble_of};

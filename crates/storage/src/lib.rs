@@ -13,6 +13,7 @@
 //! | [`TargetSets`] | sets of target embeddings that clients named, each a mapped file |
 //! | [`Vector`] | what is cached: floats, and the bytes that they are sent as |
 //! | [`LocalModels`] | model folders under a root folder |
+//! | `S3Models` | models in a bucket of S3, kept in a folder (feature `aws`) |
 //! | [`DigestMemo`] | content digests of large files, computed once |
 //!
 //! Deliberately absent: HTTP, model formats, and any idea of what an embedding means.
@@ -37,7 +38,7 @@ mod tiered;
 mod vector;
 
 #[cfg(feature = "aws")]
-pub use aws::{AwsConfig, aws_config};
+pub use aws::{AwsConfig, S3Models, S3Options, aws_config};
 pub use cache::{CacheStats, EmbeddingCache};
 pub use digest::{DigestMemo, digest_bytes};
 pub use key::{CacheKey, CacheKeyBuilder};
