@@ -14,6 +14,8 @@ use nexus_storage::{ModelStore, ModelStoreError, S3Models, S3Options, aws_config
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 use std::{env, fs};
 
 const FOLDER: &str = "NEXUS_TEST_MODELS";
@@ -97,8 +99,11 @@ fn a_killed_download_goes_on_where_it_was() {
         assert_eq!(found, None);
         begun_at.push(first);
     }
-    // Nothing of it is there by a final name, but whole files.
     server.faults().bytes_per_s = None;
+    let began = Instant::now();
+    while server.open_connections() > 0 && began.elapsed() < Duration::from_secs(30) {
+        sleep(Duration::from_millis(5));
+    }
     server.take_served_bytes();
     let (first, found) = run(&server, folder.path(), u64::MAX);
     let found = found.unwrap();

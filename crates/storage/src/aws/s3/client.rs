@@ -2,12 +2,13 @@
 //!
 //! Requests for ranges are pinned to the content that was listed (`If-Match`). What comes back is checked against what
 //! was asked for: status, length, place in the object, size of the object, ETag. The SDK's own validation of response
-//! checksums is off: it holds for whole objects, and some servers send an object's checksum with a range of it.
+//! checksums is off: it holds for whole objects, and some servers send an object's checksum with a range of it. So is its
+//! watch over stalled responses, which has one limit for all.
 
 use super::explain::{Fault, fault};
 use super::listing::Object;
 use crate::aws::{AwsConfig, Trouble, chain, trouble_of};
-use aws_sdk_s3::config::ResponseChecksumValidation;
+use aws_sdk_s3::config::{ResponseChecksumValidation, StalledStreamProtectionConfig};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{ChecksumMode, ChecksumType};
@@ -50,7 +51,11 @@ pub(super) struct Checksum {
 impl Client {
     pub(super) fn new(config: &AwsConfig, bucket: &str) -> Self {
         let s3 = config.s3();
-        let only_ours = s3.config().to_builder().response_checksum_validation(ResponseChecksumValidation::WhenRequired);
+        let only_ours = s3
+            .config()
+            .to_builder()
+            .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            .stalled_stream_protection(StalledStreamProtectionConfig::disabled());
         Self {
             s3: aws_sdk_s3::Client::from_conf(only_ours.build()),
             bucket: bucket.to_owned(),

@@ -103,6 +103,10 @@ impl Double {
         self.state.put(key, revision, size);
     }
 
+    pub(super) fn remove(&self, key: &str) {
+        self.state.objects.lock().unwrap().remove(key);
+    }
+
     /// An object whose checksum is not that of its bytes.
     pub(super) fn put_damaged(&self, key: &str, size: usize) {
         self.put(key, 0, size);

@@ -21,6 +21,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tokio::time::sleep;
 
 /// Bytes that are gathered before they are written.
 const WRITE_BYTES: usize = 1 << 20;
@@ -72,7 +73,12 @@ impl Transfer<'_> {
             .try_for_each(|()| async { Ok(()) })
             .await;
         if outcome.is_err() {
-            // So that a next attempt, or the next process, finds as much as there is.
+            // Writes whose range was dropped with the first error still go on, and no other attempt may meet them.
+            while jobs.iter().any(|job| Arc::strong_count(&job.part) > 1) {
+                sleep(Duration::from_millis(2)).await;
+            }
+            // So that a next attempt, or the next process, finds as much as there is. A disk that cannot do that has
+            // been complained about.
             blocking(move || jobs.iter().for_each(|job| drop(job.part.checkpoint()))).await;
         }
         outcome
