@@ -101,7 +101,7 @@ fn a_killed_download_goes_on_where_it_was() {
     }
     server.faults().bytes_per_s = None;
     let began = Instant::now();
-    while server.open_connections() > 0 && began.elapsed() < Duration::from_secs(30) {
+    while server.answering() > 0 && began.elapsed() < Duration::from_secs(30) {
         sleep(Duration::from_millis(5));
     }
     server.take_served_bytes();

@@ -98,8 +98,7 @@ impl Client {
         }
     }
 
-    /// The checksum of the whole object, where it has one that can be computed here. A checksum of checksums of parts
-    /// (`composite`) is none.
+    /// The checksum of the whole object, where it has one that can be computed here.
     pub(super) async fn checksum(&self, object: &Object) -> Result<Option<Checksum>, Fault> {
         let request = self.s3.head_object().bucket(&self.bucket).key(&object.key).if_match(&object.etag);
         let place = self.url(&object.key);
@@ -107,9 +106,6 @@ impl Client {
         let size = head.content_length().and_then(|size| u64::try_from(size).ok());
         if size != Some(object.size) || head.e_tag().is_some_and(|etag| etag != object.etag) {
             return Err(Fault::Changed);
-        }
-        if matches!(head.checksum_type(), Some(ChecksumType::Composite)) {
-            return Ok(None);
         }
         let known = [
             (ChecksumAlgorithm::Sha256, head.checksum_sha256()),
@@ -119,9 +115,8 @@ impl Client {
             (ChecksumAlgorithm::Sha1, head.checksum_sha1()),
         ];
         let whole = known.into_iter().find_map(|(algorithm, value)| Some((algorithm, value?)));
-        // Base64 has no `-`: it is followed by the number of parts.
         Ok(whole
-            .filter(|(_, value)| !value.contains('-'))
+            .filter(|(_, value)| is_of_whole(head.checksum_type(), &object.etag, value))
             .map(|(algorithm, value)| Checksum { algorithm, value: value.to_owned() }))
     }
 
@@ -176,5 +171,31 @@ impl Client {
         E: ProvideErrorMetadata + Error + 'static,
     {
         fault(self, trouble_of(error), place, chain(error))
+    }
+}
+
+/// Whether a checksum is that of the whole object, and not one of the checksums of its parts (`composite`).
+fn is_of_whole(kind: Option<&ChecksumType>, etag: &str, value: &str) -> bool {
+    match kind {
+        Some(ChecksumType::FullObject) => true,
+        // Servers that do not tell: only what was uploaded in one piece is certain. An ETag and a checksum of parts have
+        // their number behind a hyphen.
+        None => !etag.contains('-') && !value.contains('-'),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksums_of_parts_are_not_taken_for_those_of_the_whole() {
+        let (one, parts) = ("\"9b45\"", "\"9b45-2\"");
+        assert!(is_of_whole(Some(&ChecksumType::FullObject), parts, "W6kpbg=="));
+        assert!(is_of_whole(None, one, "W6kpbg=="));
+        assert!(!is_of_whole(None, parts, "W6kpbg=="));
+        assert!(!is_of_whole(None, one, "W6kpbg==-2"));
+        assert!(!is_of_whole(Some(&ChecksumType::Composite), one, "W6kpbg=="));
     }
 }

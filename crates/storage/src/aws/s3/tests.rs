@@ -225,13 +225,13 @@ fn what_an_ended_download_brought_is_kept_and_dropping_stops_it() {
             () = enough => {}
         }
         let began = Clock::now();
-        while server.open_connections() > 0 && began.elapsed() < Duration::from_secs(30) {
+        while server.answering() > 0 && began.elapsed() < Duration::from_secs(60) {
             sleep(Duration::from_millis(5)).await;
         }
-        assert_eq!(server.open_connections(), 0);
+        assert_eq!(server.answering(), 0);
     });
     server.faults().bytes_per_s = None;
-    server.take_served_bytes();
+    assert!(server.take_served_bytes() < TOTAL, "it went on");
     let first = Mutex::new(None);
     let tell = |progress| {
         first.lock().unwrap().get_or_insert(progress);
@@ -261,7 +261,8 @@ fn what_was_written_for_another_content_is_not_continued() {
 fn a_stalled_range_is_asked_for_again() {
     let (server, folder) = setup();
     server.faults().stall = 3;
-    let fast = S3Options { stall_window: Duration::from_millis(300), ..options(folder.path()) };
+    let fast =
+        S3Options { stall_window: Duration::from_secs(2), patience: Duration::from_secs(60), ..options(folder.path()) };
     assert_is(&fetch(&server, fast).unwrap(), |_| 0);
     let served = server.take_served_bytes();
     assert_eq!(served, TOTAL, "the half that came was kept");
