@@ -136,8 +136,8 @@ impl ModelFolder {
         if !same {
             return None;
         }
-        let used = File::options().write(true).open(folder.join(MANIFEST));
-        if let Err(error) = used.and_then(|manifest| manifest.set_modified(SystemTime::now())) {
+        // On the folder and not on a file in it: whoever reads the files would take them for changed.
+        if let Err(error) = File::open(&folder).and_then(|folder| folder.set_modified(SystemTime::now())) {
             tracing::debug!(folder = %folder.display(), %error, "cannot note the use of a model revision");
         }
         Some(folder)
@@ -190,7 +190,7 @@ impl ModelFolder {
             if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(ASSEMBLING)) {
                 remove_folder(&path)?;
             } else if let Some(manifest) = read_manifest(&path) {
-                revisions.push((fs::metadata(path.join(MANIFEST))?.modified()?, path, manifest));
+                revisions.push((fs::metadata(&path)?.modified()?, path, manifest));
             }
         }
         revisions.sort_by(|(a, ..), (b, ..)| b.cmp(a));

@@ -382,3 +382,27 @@ fn what_may_pass_is_tried_again_and_not_for_ever() {
     let error = fetch(&server, few).unwrap_err().to_string();
     assert!(error.contains("S3 has an error of its own"), "{error}");
 }
+
+/// How fast bytes go from sockets to the disk, checksum included; `cargo test --release ... -- --ignored --nocapture`.
+#[test]
+#[ignore = "a gigabyte on disk and in memory; a measurement"]
+#[expect(clippy::print_stdout, reason = "it is what this is for")]
+fn a_gigabyte() {
+    let server = Double::start();
+    server.put(&format!("{PATH}config.json"), 0, 10);
+    for shard in 0..4 {
+        server.put(&format!("{PATH}model-{shard}.safetensors"), 0, 256 << 20);
+    }
+    for cut_percent in [0, 30] {
+        let folder = tempfile::tempdir().unwrap();
+        server.faults().cut_percent = cut_percent;
+        let began = Clock::now();
+        let found = fetch(&server, S3Options::new(folder.path())).unwrap();
+        let seconds = began.elapsed().as_secs_f64();
+        println!("{cut_percent}% cut: {:.0} MB/s", (1u64 << 30) as f64 / 1e6 / seconds);
+        for shard in 0..4 {
+            let name = format!("model-{shard}.safetensors");
+            assert!(fs::read(found.join(&name)).unwrap() == content(&format!("{PATH}{name}"), 0, 256 << 20), "{name}");
+        }
+    }
+}
