@@ -277,6 +277,7 @@ impl S3Options {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "one range of a list of ranges")]
 mod tests {
     use super::*;
 
