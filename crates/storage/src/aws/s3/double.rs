@@ -50,8 +50,8 @@ pub(super) struct Faults {
     pub(super) flip: u64,
     /// Every request is answered with this status, code and header.
     pub(super) refuse: Option<(u16, &'static str, &'static str)>,
-    /// After so many GETs, these objects have this revision and size.
-    pub(super) change: Option<(u64, Vec<&'static str>, u64, usize)>,
+    /// After so many GETs, the objects whose keys end so have this revision, and the sizes that they had.
+    pub(super) change: Option<(u64, &'static str, u64)>,
     /// Listings are refused.
     pub(super) no_listing: bool,
     /// Bytes per second of a connection.
@@ -280,8 +280,14 @@ fn object(
         let gets = state.gets.fetch_add(1, Ordering::SeqCst);
         let mut faults = state.faults.lock().unwrap();
         if faults.change.as_ref().is_some_and(|(after, ..)| gets >= *after) {
-            let (_, keys, revision, size) = faults.change.take().unwrap();
-            keys.iter().for_each(|key| state.put(key, revision, size));
+            let (_, end, revision) = faults.change.take().unwrap();
+            let sizes: Vec<_> = {
+                let objects = state.objects.lock().unwrap();
+                objects.iter().map(|(key, stored)| (key.clone(), stored.bytes.len())).collect()
+            };
+            for (key, size) in sizes.iter().filter(|(key, _)| key.ends_with(end)) {
+                state.put(key, revision, *size);
+            }
         }
     }
     let Some(stored) = state.objects.lock().unwrap().get(key).cloned() else {
