@@ -36,7 +36,7 @@ fn a_wrong_variable_is_named_with_its_value_and_what_is_allowed() {
         ("NEXUS_SHUTDOWN_TIMEOUT_MS", "soon", "milliseconds"),
         ("NEXUS_BODIES_BYTES_MAX", "lots", "256MiB"),
         ("NEXUS_BODIES_BYTES_MAX", "1 GiB", "NEXUS_BODY_BYTES_MAX, which is 2 GiB"),
-        ("MODEL_BUCKET", "my-bucket", "not supported by this version"),
+        ("MODEL_BUCKET", "my bucket", "can be no bucket of S3"),
     ] {
         let line = line(&run(&["serve"], &[("NEXUS_PORT", "0"), (variable, value)]), 2);
         assert!(line.contains(&format!("{variable}=")), "{line}");

@@ -286,13 +286,23 @@ impl Settings {
                     None => Ok(()),
                 }
             }
-            ModelSource::Bucket { bucket: name, .. } => Err(format!(
-                "MODEL_BUCKET={name:?}: buckets are not supported by this version: expected a folder that starts with \
-                 /, ./, ../ or file://, or nothing at all for the built-in models"
+            ModelSource::Bucket { bucket, .. } if cfg!(not(feature = "aws")) => Err(format!(
+                "MODEL_BUCKET={bucket:?}: this program was built without AWS (feature aws): expected a folder that starts \
+                 with /, ./, ../ or file://, or nothing at all for the built-in models"
             )),
-            ModelSource::BuiltIn | ModelSource::Folder(_) | ModelSource::Hub => Ok(()),
+            ModelSource::Bucket { bucket, .. } if !is_bucket_name(&bucket) => Err(format!(
+                "MODEL_BUCKET={bucket:?} can be no bucket of S3: expected 3 to 63 lower-case letters, digits, dots and \
+                 hyphens, or a folder that starts with /, ./, ../ or file://"
+            )),
+            _ => Ok(()),
         }
     }
+}
+
+/// Whether a bucket can have this name; names of the first years may have capitals, underscores and 255 bytes.
+fn is_bucket_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    (3..=255).contains(&name.len()) && name.bytes().all(allowed)
 }
 
 impl Settings {

@@ -1,15 +1,14 @@
 //! AWS: models and target sets in S3, embeddings in DynamoDB.
 //!
-//! [`config`] makes the one configuration that all clients share; [`trouble`] tells what an error of the SDK means, so
+//! [`config`] makes the one configuration that all clients share; [`s3`] brings models; [`trouble`] tells what an error of the SDK means, so
 //! that people read the cause and what to do about it instead of the SDK's words.
 //!
 //! Deliberately absent: credentials (the SDK finds them: environment, profile, container, instance), and any use of the
 //! environment beyond the SDK's own.
 
-#[allow(dead_code, reason = "used by the parts that follow")]
 mod config;
 mod dynamodb;
-#[allow(dead_code, reason = "used by the parts that follow")]
+mod s3;
 mod trouble;
 
 pub use config::{AwsConfig, aws_config};
@@ -17,5 +16,5 @@ pub use dynamodb::{
     Created, DynamoCache, DynamoOptions, EmbeddingTable, ItemDtype, ItemKind, Purged, Sample, TableError, TableStats,
     Ttl,
 };
-#[allow(unused_imports, reason = "used by the parts that follow")]
+pub use s3::{S3Models, S3Options};
 pub(crate) use trouble::{Trouble, chain, trouble_of};

@@ -15,6 +15,7 @@
 //! | [`Vector`] | what is cached: floats, and the bytes that they are sent as |
 //! | [`LocalModels`] | model folders under a root folder |
 //! | `HubModels` | model folders of a model hub, downloaded (feature `hub`) |
+//! | `S3Models` | models in a bucket of S3, kept in a folder (feature `aws`) |
 //! | [`DigestMemo`] | content digests of large files, computed once |
 //!
 //! Deliberately absent: HTTP, model formats, and any idea of what an embedding means.
@@ -42,8 +43,8 @@ mod vector;
 
 #[cfg(feature = "aws")]
 pub use aws::{
-    AwsConfig, Created, DynamoCache, DynamoOptions, EmbeddingTable, ItemDtype, ItemKind, Purged, Sample, TableError,
-    TableStats, Ttl, aws_config,
+    AwsConfig, Created, DynamoCache, DynamoOptions, EmbeddingTable, ItemDtype, ItemKind, Purged, S3Models, S3Options,
+    Sample, TableError, TableStats, Ttl, aws_config,
 };
 pub use cache::{CacheStats, Circuit, EmbeddingCache};
 pub use digest::{DigestMemo, digest_bytes};

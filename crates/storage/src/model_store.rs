@@ -74,6 +74,70 @@ pub enum ModelStoreError {
         /// What to do.
         advice: String,
     },
+    /// The bucket is in another region than the one that was asked.
+    #[error("{place} is not there: {advice}")]
+    WrongRegion {
+        /// The bucket.
+        place: String,
+        /// What to do.
+        advice: String,
+    },
+    /// Nobody vouches for this process, or whoever does is not believed.
+    #[error("cannot read {place}: {problem}: {advice}")]
+    Credentials {
+        /// The full URL.
+        place: String,
+        /// What is wrong with them.
+        problem: String,
+        /// What to do.
+        advice: String,
+    },
+    /// Whoever has the model does not answer, or not now. What came before is kept.
+    #[error("cannot read {place}: {problem}; {tried}")]
+    Unavailable {
+        /// The full URL.
+        place: String,
+        /// What was the matter the last time.
+        problem: String,
+        /// How much was tried.
+        tried: String,
+    },
+    /// There is no space for the model on this machine. What came before is kept.
+    #[error(
+        "no space is left in {place}: {needed_bytes} bytes are needed, and {free_bytes} are free; free some, or name          another folder with NEXUS_MODELS_DIR"
+    )]
+    DiskFull {
+        /// The folder.
+        place: String,
+        /// Bytes that are still to be written, as far as that is known.
+        needed_bytes: u64,
+        /// Bytes that are free.
+        free_bytes: u64,
+        /// What the system said, if it was asked to write.
+        source: Option<io::Error>,
+    },
+    /// The model changed each time while it was fetched.
+    #[error("{place} changed again and again while it was fetched: start again when its upload is complete")]
+    Unsteady {
+        /// The full URL.
+        place: String,
+    },
+    /// What arrives is not what its checksum says.
+    #[error("{place} arrives damaged, twice: {problem}; upload it again if that does not change")]
+    Damaged {
+        /// The full URL.
+        place: String,
+        /// What differs.
+        problem: String,
+    },
+    /// Another process holds the folder and does not get on.
+    #[error(
+        "{place} is in use by another process that does not get on: end it, or name another folder with NEXUS_MODELS_DIR"
+    )]
+    InUse {
+        /// The folder.
+        place: String,
+    },
     /// Anything else that went wrong while reading.
     #[error("cannot read {place}")]
     Io {

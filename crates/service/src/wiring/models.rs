@@ -26,8 +26,13 @@ pub(super) fn sources(settings: &Settings) -> (ModelSource, ModelSource) {
             let [retriever, reranker] = paths.map(|path| local_model(&root, path, memo.clone()));
             (retriever, reranker)
         }
-        // A bucket's name stops the start before this; the built-in models stand in for nothing else.
-        Place::BuiltIn | Place::Bucket { .. } | Place::Hub => {
+        Place::Bucket { bucket, prefix } => {
+            let store = bucket_models(settings, &bucket, &prefix);
+            let [retriever, reranker] = paths.map(|path| stored_model(store.clone(), path, memo.clone()));
+            (retriever, reranker)
+        }
+        // Another source stops the start before this; the built-in models stand in for nothing else.
+        Place::BuiltIn | Place::Hub => {
             (builtin_model("embedder", builtin::embedder), builtin_model("reranker", builtin::reranker))
         }
     };
@@ -70,6 +75,46 @@ fn local_model(root: &Path, path: &str, memo: Arc<DigestMemo>) -> ModelSource {
             open_folder(&folder, &memo, progress)
         }),
     }
+}
+
+/// A model that is brought here first. Without a store, the model fails with the reason, and everything else serves.
+fn stored_model(store: Result<Arc<dyn ModelStore>, String>, path: &str, memo: Arc<DigestMemo>) -> ModelSource {
+    let path = path.to_owned();
+    let runtime = Handle::current();
+    let root = store.as_ref().map_or_else(|_| String::new(), |store| format!("{}/", store.name()));
+    ModelSource {
+        name: format!("{root}{}", path.trim_matches('/')),
+        open: Box::new(move |progress| {
+            let store = store?;
+            let folder = runtime.block_on(
+                store.fetch(&path, &|fetched| progress("fetching", fetched.bytes_done, fetched.bytes_total)),
+            )?;
+            open_folder(&folder, &memo, progress)
+        }),
+    }
+}
+
+/// The models of a bucket of S3, or why there can be none.
+#[cfg(feature = "aws")]
+fn bucket_models(settings: &Settings, bucket: &str, prefix: &str) -> Result<Arc<dyn ModelStore>, String> {
+    use nexus_storage::{S3Models, S3Options, aws_config};
+    let models = &settings.models;
+    let folder = models.models_dir.clone().or_else(|| Some(cache_folder(&settings.cache)?.join("models")));
+    let folder = folder.ok_or("there is no folder for downloaded models; NEXUS_MODELS_DIR names one")?;
+    let options = S3Options {
+        range_bytes: models.download_range_bytes.get(),
+        connections_max: models.download_connections_max.get(),
+        bytes_per_s_min: models.download_bytes_per_s_min.get(),
+        ..S3Options::new(folder)
+    };
+    let region = models.aws_region.clone();
+    Ok(Arc::new(S3Models::new(async move { aws_config(&region).await }, bucket, prefix, options)))
+}
+
+/// The settings' check stops the start before this.
+#[cfg(not(feature = "aws"))]
+fn bucket_models(_: &Settings, bucket: &str, _: &str) -> Result<Arc<dyn ModelStore>, String> {
+    Err(format!("{bucket} is a bucket, and this program was built without AWS"))
 }
 
 pub(super) fn open_folder(folder: &Path, memo: &DigestMemo, progress: Progress<'_>) -> Result<OpenedModel, BoxError> {

@@ -49,7 +49,8 @@ where
     match error {
         SdkError::TimeoutError(_) => Trouble::TimedOut,
         SdkError::DispatchFailure(failure) => {
-            if causes(error).any(|text| text.contains("credential")) {
+            // "identity resolver timed out" is the instance's metadata service, where there is none.
+            if causes(error).any(|text| text.contains("credential") || text.contains("identity resolver")) {
                 Trouble::NoCredentials
             } else if failure.is_timeout() {
                 Trouble::TimedOut
@@ -60,11 +61,18 @@ where
         SdkError::ResponseError(_) => Trouble::Unreachable,
         SdkError::ServiceError(service) => {
             let response = service.raw();
-            let region = response.headers().get("x-amz-bucket-region").map(str::to_owned);
+            let header = response.headers().get("x-amz-bucket-region");
+            let region = header.or_else(|| region_in(service.err().message()?)).map(str::to_owned);
             of_service(service.err().code(), response.status().as_u16(), region)
         }
         _ => Trouble::Other,
     }
+}
+
+/// The region in what S3 says of a signature for another one: `the region 'us-east-1' is wrong; expecting 'eu-west-1'`.
+fn region_in(message: &str) -> Option<&str> {
+    let (_, region) = message.split_once("expecting '")?;
+    region.split_once('\'').map(|(region, _)| region)
 }
 
 fn of_service(code: Option<&str>, status: u16, region: Option<String>) -> Trouble {
@@ -150,5 +158,8 @@ mod tests {
         }
         let elsewhere = of_service(None, 301, Some("eu-west-1".into()));
         assert_eq!(elsewhere, Trouble::WrongRegion(Some("eu-west-1".into())));
+        let message = "The authorization header is malformed; the region 'us-east-1' is wrong; expecting 'eu-west-1'";
+        assert_eq!(region_in(message), Some("eu-west-1"));
+        assert_eq!(region_in("The authorization header is malformed"), None);
     }
 }

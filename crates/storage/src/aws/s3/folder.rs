@@ -1,0 +1,272 @@
+//! What is kept of one model (a bucket and a path) on this machine.
+//!
+//! | in the model's folder | |
+//! |---|---|
+//! | `lock` | who holds it may write here; says how far they are |
+//! | `objects/<digest>` | the content of one object, complete; of another name, size or ETag, another file |
+//! | `objects/.fetching-<digest>`, `.ranges-<digest>` | one on its way, and what of it is there |
+//! | `<digest>/` | a revision: links to objects by their names, and a manifest of them; complete when it is there |
+//!
+//! A revision is never written to again, so that a process which has mapped it keeps what it has. The two that were used
+//! last stay; what only others refer to is removed.
+//!
+//! Everything here blocks, and is called on threads for that.
+
+use super::listing::{Listing, Object};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read as _, Seek as _, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+const LOCK: &str = "lock";
+const OBJECTS: &str = "objects";
+const MANIFEST: &str = ".nexus-manifest.json";
+const MANIFEST_VERSION: u32 = 1;
+const FETCHING: &str = ".fetching-";
+const RANGES: &str = ".ranges-";
+const ASSEMBLING: &str = ".assembling-";
+/// Revisions that stay, the newest included.
+const REVISIONS_KEPT: usize = 2;
+
+pub(super) struct ModelFolder {
+    root: PathBuf,
+    objects: PathBuf,
+    lock: File,
+}
+
+/// The outcome of an attempt to get hold of a folder.
+pub(super) enum Locked {
+    Ours(ModelFolder),
+    /// Another's, and how far they are: bytes done and total, as far as they said.
+    Theirs((u64, u64)),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    version: u32,
+    bucket: String,
+    prefix: String,
+    files: Vec<ManifestFile>,
+}
+
+#[derive(Serialize, Deserialize, PartialEq, Eq)]
+struct ManifestFile {
+    name: String,
+    key: String,
+    etag: String,
+    size: u64,
+}
+
+impl ManifestFile {
+    fn of(object: &Object) -> Self {
+        let Object { name, key, etag, size } = object.clone();
+        Self { name, key, etag, size }
+    }
+}
+
+impl ModelFolder {
+    /// Gets hold of the folder, which is made if it is not there.
+    pub(super) fn lock(root: &Path) -> io::Result<Locked> {
+        let objects = root.join(OBJECTS);
+        fs::create_dir_all(&objects)?;
+        let mut lock = File::options().create(true).truncate(false).read(true).write(true).open(root.join(LOCK))?;
+        match lock.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let mut said = String::new();
+                lock.read_to_string(&mut said)?;
+                let numbers = said.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>();
+                return Ok(Locked::Theirs(match numbers.as_deref() {
+                    Ok(&[done, total]) => (done, total),
+                    _ => (0, 0),
+                }));
+            }
+            // Some network file systems have no locks; whoever shares a folder on one is on their own.
+            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+        Ok(Locked::Ours(Self { root: root.to_owned(), objects, lock }))
+    }
+
+    /// Tells whoever waits for the folder how far this process is.
+    pub(super) fn tell(&self, done: u64, total: u64) {
+        let mut lock = &self.lock;
+        // Of one length, so that no reader sees the end of an earlier one.
+        let _ = lock.rewind().and_then(|()| lock.write_all(format!("{done:>20} {total:>20}\n").as_bytes()));
+    }
+
+    pub(super) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(super) fn objects(&self) -> &Path {
+        &self.objects
+    }
+
+    pub(super) fn object_path(&self, object: &Object) -> PathBuf {
+        self.objects.join(object.digest())
+    }
+
+    /// Of the file that is fetched into, and of its journal.
+    pub(super) fn part_paths(&self, object: &Object) -> (PathBuf, PathBuf) {
+        let of = |kind: &str| self.objects.join(format!("{kind}{}", object.digest()));
+        (of(FETCHING), of(RANGES))
+    }
+
+    /// Whether the object is here, complete.
+    pub(super) fn has(&self, object: &Object) -> bool {
+        is_file_of(&self.object_path(object), object.size)
+    }
+
+    /// Disk space that fetching the object still takes.
+    pub(super) fn needed_bytes(&self, object: &Object) -> u64 {
+        let (part, _) = self.part_paths(object);
+        object.size.saturating_sub(fs::metadata(part).map_or(0, |metadata| allocated_bytes(&metadata)))
+    }
+
+    /// The folder of this revision, if it is here, complete. It counts as used now.
+    pub(super) fn revision(&self, listing: &Listing) -> Option<PathBuf> {
+        let folder = self.root.join(listing.digest());
+        let manifest = read_manifest(&folder)?;
+        let expected = listing.objects.iter().map(ManifestFile::of);
+        let same = manifest.files.into_iter().eq(expected)
+            && listing.objects.iter().all(|object| is_file_of(&folder.join(&object.name), object.size));
+        if !same {
+            return None;
+        }
+        // On the folder and not on a file in it: whoever reads the files would take them for changed.
+        if let Err(error) = File::open(&folder).and_then(|folder| folder.set_modified(SystemTime::now())) {
+            tracing::debug!(folder = %folder.display(), %error, "cannot note the use of a model revision");
+        }
+        Some(folder)
+    }
+
+    /// Makes the revision's folder out of objects, all of which are here.
+    pub(super) fn assemble(&self, listing: &Listing, bucket: &str, prefix: &str) -> io::Result<PathBuf> {
+        let digest = listing.digest();
+        let (folder, temporary) = (self.root.join(&digest), self.root.join(format!("{ASSEMBLING}{digest}")));
+        remove_folder(&temporary)?;
+        fs::create_dir(&temporary)?;
+        for object in &listing.objects {
+            let (from, to) = (self.object_path(object), temporary.join(&object.name));
+            if let Some(parent) = to.parent().filter(|parent| *parent != temporary) {
+                fs::create_dir_all(parent)?;
+            }
+            // Where there are no links, the object has this name alone, and a later revision fetches it again.
+            fs::hard_link(&from, &to).or_else(|_| fs::rename(&from, &to))?;
+        }
+        let files = listing.objects.iter().map(ManifestFile::of).collect();
+        let manifest = Manifest { version: MANIFEST_VERSION, bucket: bucket.into(), prefix: prefix.into(), files };
+        let mut file = File::create(temporary.join(MANIFEST))?;
+        file.write_all(&serde_json::to_vec_pretty(&manifest)?)?;
+        file.sync_all()?;
+        for entry in fs::read_dir(&temporary)? {
+            let entry = entry?;
+            if entry.file_type()?.is_dir() {
+                sync_folder(&entry.path())?;
+            }
+        }
+        sync_folder(&temporary)?;
+        // One that is there already is not what it should be.
+        remove_folder(&folder)?;
+        fs::rename(&temporary, &folder)?;
+        sync_folder(&self.root)?;
+        Ok(folder)
+    }
+
+    /// Removes what neither this revision needs nor one of those that stay. What cannot be removed stays, with a warning.
+    pub(super) fn prune(&self, listing: &Listing) {
+        if let Err(error) = self.try_prune(listing) {
+            tracing::warn!(folder = %self.root.display(), %error, "cannot remove old model revisions");
+        }
+    }
+
+    fn try_prune(&self, listing: &Listing) -> io::Result<()> {
+        let mut revisions = Vec::new();
+        for entry in fs::read_dir(&self.root)? {
+            let path = entry?.path();
+            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(ASSEMBLING)) {
+                remove_folder(&path)?;
+            } else if let Some(manifest) = read_manifest(&path) {
+                revisions.push((fs::metadata(&path)?.modified()?, path, manifest));
+            }
+        }
+        revisions.sort_by(|(a, ..), (b, ..)| b.cmp(a));
+        let mut kept: BTreeSet<String> = listing.objects.iter().map(Object::digest).collect();
+        for (place, (_, path, manifest)) in revisions.into_iter().enumerate() {
+            if place < REVISIONS_KEPT {
+                kept.extend(manifest.files.into_iter().map(|file| {
+                    let ManifestFile { name, key, etag, size } = file;
+                    Object { name, key, etag, size }.digest()
+                }));
+            } else {
+                tracing::info!(folder = %path.display(), "removing an old model revision");
+                // Without its manifest it is none, whatever becomes of the rest.
+                fs::remove_file(path.join(MANIFEST))?;
+                remove_folder(&path)?;
+            }
+        }
+        for entry in fs::read_dir(&self.objects)? {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let digest = name.strip_prefix(FETCHING).or_else(|| name.strip_prefix(RANGES)).unwrap_or(&name);
+            if !kept.contains(digest) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read_manifest(folder: &Path) -> Option<Manifest> {
+    let manifest: Manifest = serde_json::from_slice(&fs::read(folder.join(MANIFEST)).ok()?).ok()?;
+    (manifest.version == MANIFEST_VERSION).then_some(manifest)
+}
+
+fn is_file_of(path: &Path, size: u64) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
+}
+
+fn remove_folder(path: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Makes the names in a folder durable.
+pub(super) fn sync_folder(folder: &Path) -> io::Result<()> {
+    #[cfg(unix)]
+    File::open(folder)?.sync_all()?;
+    let _ = folder;
+    Ok(())
+}
+
+/// Bytes that are free for this user where `folder` is; `None` where that cannot be known.
+pub(super) fn free_bytes(folder: &Path) -> Option<u64> {
+    #[cfg(unix)]
+    {
+        let state = rustix::fs::statvfs(folder).ok()?;
+        Some(state.f_bavail.saturating_mul(state.f_frsize))
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = folder;
+        None
+    }
+}
+
+fn allocated_bytes(metadata: &fs::Metadata) -> u64 {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt as _;
+        metadata.blocks().saturating_mul(512)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = metadata;
+        0
+    }
+}
