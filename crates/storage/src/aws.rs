@@ -8,9 +8,11 @@
 
 #[allow(dead_code, reason = "used by the parts that follow")]
 mod config;
+mod targets;
 #[allow(dead_code, reason = "used by the parts that follow")]
 mod trouble;
 
 pub use config::{AwsConfig, aws_config};
+pub use targets::SharedTargets;
 #[allow(unused_imports, reason = "used by the parts that follow")]
 pub(crate) use trouble::{Trouble, chain, trouble_of};
