@@ -207,9 +207,10 @@ fn answer(state: &mut State, kind: &str, request: &Request) -> Answer {
     assert_eq!(bucket, "bucket");
     let key = key.to_owned();
     let metadata = || {
-        let own = request.headers.iter().filter_map(|(name, value)| {
-            Some((name.strip_prefix("x-amz-meta-")?.to_owned(), value.clone()))
-        });
+        let own = request
+            .headers
+            .iter()
+            .filter_map(|(name, value)| Some((name.strip_prefix("x-amz-meta-")?.to_owned(), value.clone())));
         own.collect::<BTreeMap<_, _>>()
     };
     let upload = request.query.get("uploadId").cloned().unwrap_or_default();
@@ -219,9 +220,10 @@ fn answer(state: &mut State, kind: &str, request: &Request) -> Answer {
             Some(object) => {
                 let answer = Answer::of(200).with("etag", &object.etag);
                 let answer = answer.with("content-length", object.bytes.len().to_string());
-                object.metadata.iter().fold(answer, |answer, (name, value)| {
-                    answer.with(&format!("x-amz-meta-{name}"), value)
-                })
+                object
+                    .metadata
+                    .iter()
+                    .fold(answer, |answer, (name, value)| answer.with(&format!("x-amz-meta-{name}"), value))
             }
         },
         "LIST" => list(state, request),
@@ -234,7 +236,8 @@ fn answer(state: &mut State, kind: &str, request: &Request) -> Answer {
             state.next += 1;
             let id = format!("upload-{}", state.next);
             state.uploads.insert(id.clone(), Upload { key, metadata: metadata(), parts: BTreeMap::new() });
-            let body = format!("<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>");
+            let body =
+                format!("<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>");
             Answer { body: body.into_bytes(), ..Answer::of(200) }
         }
         "PART" => {
