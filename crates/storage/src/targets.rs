@@ -275,6 +275,7 @@ impl Shared {
             return Err(error);
         }
         temporary.kept = true;
+        set.used(self.uses.fetch_add(1, Ordering::Relaxed));
         let replaced = {
             let mut state = self.state();
             state.writing_bytes -= std::mem::take(&mut temporary.reserved_bytes);

@@ -95,8 +95,7 @@ pub(super) struct TargetSetList {
     targets: Vec<TargetSetInfo>,
     /// Bytes of all together.
     bytes: u64,
-    /// Bytes that all together may have on this machine. Of shared sets, those not used for longest are fetched again when
-    /// they are used.
+    /// Bytes that all together may have.
     bytes_max: u64,
 }
 

@@ -164,7 +164,10 @@ impl TargetStore for SharedTargets {
 
     fn list(&self) -> BoxFuture<'_, Result<SetList, TargetError>> {
         async move {
-            let listed = self.inner.listed().await;
+            let listed = match self.inner.known.trouble_now() {
+                Some(fault) => Err(fault),
+                None => self.inner.listed().await.inspect_err(|fault| self.inner.known.trouble(fault)),
+            };
             let known = self.inner.known.all().into_iter();
             let mut sets: Vec<SetInfo> = known
                 .filter_map(|(_, said)| match said {
@@ -172,10 +175,8 @@ impl TargetStore for SharedTargets {
                     Said::Absent | Said::Foreign { .. } => None,
                 })
                 .collect();
-            match listed {
-                Err(fault) if sets.is_empty() => return Err(fault.into()),
-                Err(fault) => self.inner.known.trouble(&fault),
-                Ok(_) => {}
+            if let (Err(fault), true) = (listed, sets.is_empty()) {
+                return Err(fault.into());
             }
             sets.sort_unstable_by(|a, b| a.name.cmp(&b.name));
             let bytes = sets.iter().map(|info| info.bytes).sum();

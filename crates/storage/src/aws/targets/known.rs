@@ -168,6 +168,13 @@ impl Known {
         }
     }
 
+    /// What is wrong with S3, while nobody waits for it.
+    pub(super) fn trouble_now(&self) -> Option<Fault> {
+        let state = self.state();
+        let impatient = state.impatient_until.is_some_and(|until| Instant::now() < until);
+        state.resting.as_ref().filter(|_| impatient).map(|(_, fault)| fault.clone())
+    }
+
     /// A set was put through this replica, or is on its disk from an earlier run: what counts until S3 has been asked.
     pub(super) fn put(&self, name: &str, said: Said) {
         let mut state = self.state();
@@ -189,6 +196,7 @@ impl Known {
     /// What is known of names that S3 has listed with these ETags, and the names of which nothing is.
     pub(super) fn listed(&self, asked: Instant, found: &[(String, String)]) -> Vec<String> {
         let mut state = self.state();
+        state.resting = None;
         let listed: HashMap<&str, &str> = found.iter().map(|(name, etag)| (name.as_str(), etag.as_str())).collect();
         for (name, entry) in &mut state.names {
             // What was put or deleted here while S3 listed has no time, and is left alone.
