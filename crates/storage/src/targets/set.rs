@@ -172,6 +172,7 @@ impl TargetSet {
         self.used.load(Ordering::Relaxed)
     }
 
+    #[cfg(feature = "aws")]
     pub(super) fn layout(&self) -> &Layout {
         &self.layout
     }

@@ -223,7 +223,8 @@ async fn of_two_that_are_put_at_once_all_have_the_same() {
     let (a, b) = (Replica::new(&double).await, Replica::new(&double).await);
     for round in 0..5 {
         let (one, other) = futures::join!(a.put("nist", 1, ROWS + round), b.put("nist", 2, ROWS + round));
-        (one.unwrap(), other.unwrap());
+        one.unwrap();
+        other.unwrap();
         let in_s3 = double.state().objects[&key("nist")].bytes.clone();
         let winner = f32::from_le_bytes(in_s3[4096..4100].try_into().unwrap()) as u8;
         a.knows("nist", Some(winner)).await;

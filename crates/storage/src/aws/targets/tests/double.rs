@@ -174,8 +174,8 @@ fn read(reader: &mut BufReader<TcpStream>) -> std::io::Result<Option<Request>> {
         headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
     }
     let length = headers.get("content-length").map_or(0, |length| length.parse().unwrap());
-    if headers.get("expect").is_some() {
-        (&*reader.get_ref()).write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+    if headers.contains_key("expect") {
+        reader.get_ref().write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
     }
     let mut body = vec![0; length];
     reader.read_exact(&mut body)?;
