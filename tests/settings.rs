@@ -36,6 +36,7 @@ fn a_wrong_variable_is_named_with_its_value_and_what_is_allowed() {
         ("NEXUS_SHUTDOWN_TIMEOUT_MS", "soon", "milliseconds"),
         ("NEXUS_BODIES_BYTES_MAX", "lots", "256MiB"),
         ("NEXUS_BODIES_BYTES_MAX", "1 GiB", "NEXUS_BODY_BYTES_MAX, which is 2 GiB"),
+        ("NEXUS_TARGETS_URL", "my-bucket", "s3://bucket/prefix"),
         ("MODEL_BUCKET", "my bucket", "can be no bucket of S3"),
     ] {
         let line = line(&run(&["serve"], &[("NEXUS_PORT", "0"), (variable, value)]), 2);

@@ -367,7 +367,21 @@ impl HttpSettings {
                 ));
             }
         }
+        let Some(url) = &self.targets_url else { return Ok(()) };
+        if values::parse_s3_url(url).is_none() {
+            return Err(format!("NEXUS_TARGETS_URL={url:?}: expected s3://bucket or s3://bucket/prefix"));
+        }
+        if cfg!(not(feature = "aws")) {
+            return Err(format!(
+                "NEXUS_TARGETS_URL={url:?}: S3 is not in this build, which is without the feature `aws`"
+            ));
+        }
         Ok(())
+    }
+
+    /// Bucket and prefix (without slashes at its ends) of [`HttpSettings::targets_url`].
+    pub fn targets_place(&self) -> Option<(String, String)> {
+        self.targets_url.as_deref().and_then(values::parse_s3_url)
     }
 
     /// [`HttpSettings::request_timeout_ms`] as a duration.

@@ -9,6 +9,7 @@
 mod config;
 mod dynamodb;
 mod s3;
+mod targets;
 mod trouble;
 
 pub use config::{AwsConfig, aws_config};
@@ -17,4 +18,5 @@ pub use dynamodb::{
     Ttl,
 };
 pub use s3::{S3Models, S3Options};
+pub use targets::SharedTargets;
 pub(crate) use trouble::{Trouble, chain, trouble_of};

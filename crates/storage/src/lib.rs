@@ -1,6 +1,6 @@
 //! Where things are kept: embeddings that were computed once, sets of targets, and model folders.
 //!
-//! [`EmbeddingCache`] and [`ModelStore`] are the contracts; each implementation is one file. A cache is a soft
+//! [`EmbeddingCache`], [`TargetStore`] and [`ModelStore`] are the contracts; each implementation is one file. A cache is a soft
 //! dependency: whatever happens to it, a request is still answered, so its reads have misses and no errors, and its
 //! writes happen off the request's path.
 //!
@@ -12,6 +12,7 @@
 //! | [`TieredCache`] | memory in front of a slower store |
 //! | [`NoCache`] | keeps nothing |
 //! | [`TargetSets`] | sets of target embeddings that clients named, each a mapped file |
+//! | `SharedTargets` | the same in S3, for all replicas, with copies on this machine |
 //! | [`Vector`] | what is cached: floats, and the bytes that they are sent as |
 //! | [`LocalModels`] | model folders under a root folder |
 //! | `HubModels` | model folders of a model hub, downloaded (feature `hub`) |
@@ -44,7 +45,7 @@ mod vector;
 #[cfg(feature = "aws")]
 pub use aws::{
     AwsConfig, Created, DynamoCache, DynamoOptions, EmbeddingTable, ItemDtype, ItemKind, Purged, S3Models, S3Options,
-    Sample, TableError, TableStats, Ttl, aws_config,
+    Sample, SharedTargets, TableError, TableStats, Ttl, aws_config,
 };
 pub use cache::{CacheStats, Circuit, EmbeddingCache};
 pub use digest::{DigestMemo, digest_bytes};
@@ -57,7 +58,8 @@ pub use model_store::{FetchProgress, ModelStore, ModelStoreError, Progress};
 pub use off::NoCache;
 pub use redb_store::{OpenError, RedbCache, RedbOptions};
 pub use targets::{
-    SetDtype, SetInfo, SetName, SetNameError, SetWriter, TargetError, TargetOptions, TargetSet, TargetSets,
+    SetDtype, SetInfo, SetList, SetName, SetNameError, SetWriter, TargetError, TargetOptions, TargetSet, TargetSets,
+    TargetStore,
 };
 pub use tiered::TieredCache;
 pub use vector::{FORMS, Vector};

@@ -20,17 +20,27 @@
 
 mod error;
 mod folder;
+#[cfg(feature = "aws")]
+mod incoming;
 mod index;
 mod layout;
 mod map;
 mod name;
 mod set;
+mod store;
 mod writer;
 
 pub use error::TargetError;
 pub use name::{SetName, SetNameError};
 pub use set::{SetDtype, SetInfo, TargetSet};
+pub use store::{SetList, TargetStore};
 pub use writer::SetWriter;
+
+#[cfg(feature = "aws")]
+pub(crate) use incoming::Incoming;
+#[cfg(feature = "aws")]
+pub(crate) use store::blocking;
+pub(crate) use writer::Sealed;
 
 use index::{Index, NotChanged};
 use name::set_file;
@@ -38,7 +48,6 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use writer::Temporary;
 
 /// How [`TargetSets`] bounds itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,15 +59,19 @@ pub struct TargetOptions {
     pub bytes_max: u64,
     /// The most sets. Each takes a mapping, of which Linux gives a process 65,530 where nobody changed that.
     pub sets_max: usize,
+    /// Whether a set that finds no room takes that of others, those first that were not asked for longest: for a folder
+    /// of copies of what is kept elsewhere.
+    pub makes_room: bool,
 }
 
 impl Default for TargetOptions {
     fn default() -> Self {
-        Self { bytes_max: 16 << 30, sets_max: 4096 }
+        Self { bytes_max: 16 << 30, sets_max: 4096, makes_room: false }
     }
 }
 
-/// Sets of target embeddings in a folder.
+/// Sets of target embeddings in a folder. A clone is another handle of the same.
+#[derive(Clone)]
 pub struct TargetSets {
     shared: Arc<Shared>,
 }
@@ -72,6 +85,8 @@ struct Shared {
     /// Held while the index and then the state change, so that both change in the same order.
     changes: Mutex<()>,
     next_sequence: AtomicU64,
+    /// Goes on with each set that is asked for.
+    uses: AtomicU64,
     /// Keeps other processes out.
     _lock: File,
 }
@@ -106,6 +121,7 @@ impl TargetSets {
             state: Mutex::new(state),
             changes: Mutex::new(()),
             next_sequence: AtomicU64::new(opened.next_sequence),
+            uses: AtomicU64::new(1),
             _lock: opened.lock,
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -119,13 +135,26 @@ impl TargetSets {
     /// [`TargetError::TooLarge`] and [`TargetError::TooMany`] when there is no room; what the disk says. What the writer
     /// was then given room for it keeps, whatever others do.
     pub fn begin(&self, name: &SetName) -> Result<SetWriter, TargetError> {
-        self.shared.check_count(name.as_str())?;
+        self.shared.make_place(name.as_str())?;
         SetWriter::begin(&self.shared, name)
+    }
+
+    /// Starts a set whose file, of this many bytes, comes from elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// As [`TargetSets::begin`].
+    #[cfg(feature = "aws")]
+    pub(crate) fn begin_file(&self, name: &SetName, bytes: u64) -> Result<Incoming, TargetError> {
+        self.shared.make_place(name.as_str())?;
+        Incoming::begin(&self.shared, name, bytes)
     }
 
     /// The set of this name.
     pub fn get(&self, name: &str) -> Option<Arc<TargetSet>> {
-        self.shared.state().sets.get(name).cloned()
+        let set = self.shared.state().sets.get(name).cloned()?;
+        set.used(self.shared.uses.fetch_add(1, Ordering::Relaxed));
+        Some(set)
     }
 
     /// All sets, by name.
@@ -177,11 +206,46 @@ impl Shared {
         }
     }
 
+    /// [`Shared::check_count`], after others have made place where they do.
+    fn make_place(&self, name: &str) -> Result<(), TargetError> {
+        loop {
+            let Err(refused) = self.check_count(name) else { return Ok(()) };
+            let others = self.state().longest_unused(name);
+            match others.filter(|_| self.options.makes_room) {
+                Some(other) => self.give_up(&other)?,
+                None => return Err(refused),
+            }
+        }
+    }
+
+    /// [`Shared::try_reserve`], after others have made room where they do.
+    fn reserve(&self, name: &str, held_bytes: u64, bytes: u64) -> Result<(), TargetError> {
+        loop {
+            let Err(refused) = self.try_reserve(name, held_bytes, bytes) else { return Ok(()) };
+            let other = {
+                let state = self.state();
+                let needed_bytes = state.writing_bytes.saturating_add(bytes);
+                // Not one for a set that would not fit without all of them.
+                let fits = self.options.makes_room && needed_bytes <= self.options.bytes_max;
+                state.longest_unused(name).filter(|_| fits)
+            };
+            match other {
+                Some(other) => self.give_up(&other)?,
+                None => return Err(refused),
+            }
+        }
+    }
+
+    fn give_up(&self, name: &str) -> Result<(), TargetError> {
+        tracing::debug!(name, "a target set makes room for others");
+        self.delete(name).map(drop)
+    }
+
     /// Takes `bytes` more for a writer of `name` that has `held_bytes`.
     ///
     /// Counted are all writers, and all sets but the one that will be replaced. Whatever the order in which writers are
     /// then finished, the sets stay within the bound: when each was let in there was room for all of them beside it.
-    fn reserve(&self, name: &str, held_bytes: u64, bytes: u64) -> Result<(), TargetError> {
+    fn try_reserve(&self, name: &str, held_bytes: u64, bytes: u64) -> Result<(), TargetError> {
         let mut state = self.state();
         let limit_bytes = self.options.bytes_max;
         let others = state.sets_bytes - state.bytes_of(name) + (state.writing_bytes - held_bytes);
@@ -195,25 +259,28 @@ impl Shared {
     }
 
     /// Makes a complete, durable and mapped temporary file the set. Whether it replaced one.
-    fn commit(&self, set: TargetSet, temporary: &mut Temporary, path: &Path) -> Result<bool, TargetError> {
+    fn commit(&self, sealed: Sealed) -> Result<bool, TargetError> {
+        let Sealed { set, mut temporary } = sealed;
         let name = set.info().name.clone();
-        let record = index::encode(set.info(), set.sequence());
+        let path = &self.file_of(&set);
+        let record = index::encode(set.info(), set.sequence(), set.etag());
         let _changing = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         self.check_count(&name)?;
         fs::rename(&temporary.path, path).map_err(|error| TargetError::io("create", path, error))?;
         path.clone_into(&mut temporary.path);
         folder::sync(&self.folder)?;
-        if let Err(NotChanged { error, certain }) = self.index.change(&name, Some(record)) {
+        if let Err(NotChanged { error, certain }) = self.index.change(&name, Some(&record)) {
             // What the index may refer to has to stay; if it does not, the next start removes it.
             temporary.kept = !certain;
             return Err(error);
         }
         temporary.kept = true;
+        set.used(self.uses.fetch_add(1, Ordering::Relaxed));
         let replaced = {
             let mut state = self.state();
             state.writing_bytes -= std::mem::take(&mut temporary.reserved_bytes);
             state.sets_bytes = state.sets_bytes - state.bytes_of(&name) + set.info().bytes;
-            state.sets.insert(name, Arc::new(set))
+            state.sets.insert(name, set)
         };
         if let Some(old) = &replaced {
             folder::remove(&self.file_of(old));
@@ -246,6 +313,12 @@ impl Shared {
 impl State {
     fn bytes_of(&self, name: &str) -> u64 {
         self.sets.get(name).map_or(0, |set| set.info().bytes)
+    }
+
+    /// The set that was not asked for longest, but this one.
+    fn longest_unused(&self, but: &str) -> Option<String> {
+        let others = self.sets.iter().filter(|(name, _)| *name != but);
+        others.min_by_key(|(_, set)| set.last_used()).map(|(name, _)| name.clone())
     }
 }
 

@@ -31,7 +31,7 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let running = wiring::start(settings).map_err(|error| Failure::Run(error.to_string()))?;
 
     let targets = Arc::new(Resident::default());
-    wiring::targets::open(http, &settings.cache, Arc::clone(&targets));
+    wiring::targets::open(http, settings, Arc::clone(&targets));
 
     let lifecycle = Lifecycle::default();
     let app = App {

@@ -130,7 +130,7 @@ pub(super) async fn retrieve(State(app): State<Arc<App>>, request: Request) -> R
     let body = Opened::of(&app, request)?;
     let (head, share) = ingest(&app, body, Purpose::Retrieve, &mut gather).await?;
     if let Some(name) = &head.targets {
-        let set = app.targets.sets()?.get(name).ok_or_else(|| super::targets::unknown(name))?;
+        let set = app.targets.sets()?.get(name).await?.ok_or_else(|| super::targets::unknown(name))?;
         return in_set(head, set, share).await;
     }
     let Gather { gathered, held_bytes } = gather;

@@ -7,24 +7,27 @@ use axum::Json;
 use axum::extract::{Path, Request, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse as _, Response};
-use nexus_storage::{SetDtype, SetInfo, SetName, SetWriter, TargetError, TargetSets};
+use nexus_storage::{SetDtype, SetInfo, SetList, SetName, SetWriter, TargetError, TargetStore};
 use nexus_vectors::{BodyError, Dtype, Head, Ids, Outcome, Purpose, Rows, check_ids, norms, refusal};
 use serde::Serialize;
 use std::sync::{Arc, OnceLock};
 use utoipa::ToSchema;
 
+/// After how long to ask again while the place of shared sets does not answer.
+const UNAVAILABLE_RETRY_AFTER_S: u64 = 2;
+
 /// The sets, once their folder is open.
 #[derive(Default)]
-pub struct Resident(OnceLock<Result<Arc<TargetSets>, String>>);
+pub struct Resident(OnceLock<Result<Arc<dyn TargetStore>, String>>);
 
 impl Resident {
     /// Says what came of opening the folder.
-    pub fn opened(&self, result: Result<TargetSets, String>) {
+    pub fn opened(&self, result: Result<Arc<dyn TargetStore>, String>) {
         // The first word counts.
-        let _ = self.0.set(result.map(Arc::new));
+        let _ = self.0.set(result);
     }
 
-    pub(super) fn sets(&self) -> Result<Arc<TargetSets>, ApiError> {
+    pub(super) fn sets(&self) -> Result<Arc<dyn TargetStore>, ApiError> {
         match self.0.get() {
             Some(Ok(sets)) => Ok(Arc::clone(sets)),
             Some(Err(reason)) => Err(ApiError::refused(
@@ -125,15 +128,15 @@ pub(super) async fn put(
     let (head, _share) = ingest(&app, body, Purpose::Keep, &mut writing).await?;
     let writer = writing.writer.take().ok_or_else(ApiError::internal)?;
     let rows = writing.rows;
-    let (info, replaced) = blocking(move || finish(writer, head, rows)).await?;
+    let writer = blocking(move || finish(writer, head, rows)).await?;
+    let (info, replaced) = app.targets.sets()?.finish(writer).await?;
     let status = if replaced { StatusCode::OK } else { StatusCode::CREATED };
     Ok((status, Json(TargetSetInfo::from(info))).into_response())
 }
 
 async fn begin(app: &App, name: &str) -> Result<SetWriter, ApiError> {
     let name = parse_name(name)?;
-    let sets = app.targets.sets()?;
-    blocking(move || Ok(sets.begin(&name)?)).await
+    Ok(app.targets.sets()?.begin(&name).await?)
 }
 
 /// What is known of a resident set.
@@ -153,8 +156,8 @@ pub(super) async fn get(
     State(app): State<Arc<App>>,
     Path(name): Path<String>,
 ) -> Result<Json<TargetSetInfo>, ApiError> {
-    let set = app.targets.sets()?.get(&name).ok_or_else(|| unknown(&name))?;
-    Ok(Json(set.info().clone().into()))
+    let info = app.targets.sets()?.info(&name).await?.ok_or_else(|| unknown(&name))?;
+    Ok(Json(info.into()))
 }
 
 /// Removes a resident set. Requests under way go on with it.
@@ -171,12 +174,7 @@ pub(super) async fn get(
     ),
 )]
 pub(super) async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
-    let sets = app.targets.sets()?;
-    let deleted = blocking({
-        let name = name.clone();
-        move || Ok(sets.delete(&name)?)
-    });
-    if deleted.await? { Ok(StatusCode::NO_CONTENT) } else { Err(unknown(&name)) }
+    if app.targets.sets()?.delete(&name).await? { Ok(StatusCode::NO_CONTENT) } else { Err(unknown(&name)) }
 }
 
 /// All resident sets.
@@ -191,9 +189,9 @@ pub(super) async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>
     ),
 )]
 pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<TargetSetList>, ApiError> {
-    let sets = app.targets.sets()?;
-    let targets = sets.list().into_iter().map(TargetSetInfo::from).collect();
-    Ok(Json(TargetSetList { targets, bytes: sets.bytes(), bytes_max: sets.bytes_max() }))
+    let SetList { sets, bytes, bytes_max } = app.targets.sets()?.list().await?;
+    let targets = sets.into_iter().map(TargetSetInfo::from).collect();
+    Ok(Json(TargetSetList { targets, bytes, bytes_max }))
 }
 
 /// 404.
@@ -232,13 +230,24 @@ impl From<PutError> for ApiError {
         match error {
             PutError::Body(error) => error.into(),
             PutError::Lost => Self::internal(),
-            PutError::Store(
-                error @ (TargetError::TooLarge { .. } | TargetError::TooMany { .. } | TargetError::DiskFull { .. }),
-            ) => {
+            PutError::Store(error) => error.into(),
+        }
+    }
+}
+
+impl From<TargetError> for ApiError {
+    fn from(error: TargetError) -> Self {
+        match error {
+            TargetError::TooLarge { .. } | TargetError::TooMany { .. } | TargetError::DiskFull { .. } => {
                 tracing::warn!(error = &error as &dyn std::error::Error, "a target set was not kept");
                 Self::refused(StatusCode::INSUFFICIENT_STORAGE, error.to_string())
             }
-            PutError::Store(error) => {
+            TargetError::Unavailable { .. } => Self::unavailable(error.to_string(), UNAVAILABLE_RETRY_AFTER_S),
+            TargetError::NotASet { .. } => {
+                tracing::error!(error = &error as &dyn std::error::Error, "a target set can not be used");
+                Self::refused(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
+            }
+            error => {
                 tracing::error!(error = &error as &dyn std::error::Error, "a target set was not written");
                 Self::internal()
             }
@@ -308,7 +317,8 @@ fn set_dtype(dtype: Dtype) -> SetDtype {
     }
 }
 
-fn finish(mut writer: SetWriter, head: Head, rows: usize) -> Result<(SetInfo, bool), PutError> {
+/// Adds what is known only at the end of the body.
+fn finish(mut writer: SetWriter, head: Head, rows: usize) -> Result<SetWriter, PutError> {
     let mut rows = rows;
     if let (Some(dim), true) = (head.dim, head.is_flat()) {
         writer.set_shape(SetDtype::F32, dim)?;
@@ -327,5 +337,5 @@ fn finish(mut writer: SetWriter, head: Head, rows: usize) -> Result<(SetInfo, bo
     }
     check_ids(head.ids.as_ref(), rows)?;
     writer.push_ids(head.ids.iter().flat_map(Ids::iter))?;
-    Ok(writer.finish()?)
+    Ok(writer)
 }

@@ -45,6 +45,17 @@ impl ModelSource {
     }
 }
 
+/// Bucket and prefix, without slashes at its ends, of `s3://bucket[/prefix]`.
+pub(super) fn parse_s3_url(url: &str) -> Option<(String, String)> {
+    let (bucket, prefix) = url.strip_prefix("s3://").map(|rest| rest.split_once('/').unwrap_or((rest, "")))?;
+    // What buckets are called; names of access points, which are longer, start with `arn:`.
+    let named = bucket.starts_with("arn:")
+        || ((3..=63).contains(&bucket.len())
+            && bucket.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-')));
+    let printable = !prefix.chars().any(char::is_control);
+    (named && printable).then(|| (bucket.to_owned(), prefix.trim_matches('/').to_owned()))
+}
+
 /// A switch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Toggle {
@@ -265,6 +276,32 @@ pub(super) fn non_empty(s: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_place_in_s3_is_a_bucket_and_a_prefix() {
+        for (url, bucket, prefix) in [
+            ("s3://sets", "sets", ""),
+            ("s3://sets/", "sets", ""),
+            ("s3://my.sets-1/a/b/", "my.sets-1", "a/b"),
+            ("s3://sets//a b/", "sets", "a b"),
+        ] {
+            assert_eq!(parse_s3_url(url), Some((bucket.to_owned(), prefix.to_owned())), "{url}");
+        }
+        for url in [
+            "",
+            "sets",
+            "s3:/sets",
+            "s3://",
+            "s3:///a",
+            "s3://ab",
+            "s3://Sets",
+            "s3://a_b",
+            "http://sets/a",
+            "s3://sets/\n",
+        ] {
+            assert_eq!(parse_s3_url(url), None, "{url}");
+        }
+    }
 
     #[test]
     fn a_model_source_is_told_by_its_form() {

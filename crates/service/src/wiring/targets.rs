@@ -2,22 +2,67 @@
 
 use super::cache_folder;
 use crate::http::Resident;
-use crate::settings::{CacheSettings, HttpSettings};
-use nexus_storage::{TargetOptions, TargetSets};
+use crate::settings::{HttpSettings, Settings};
+use nexus_storage::{TargetOptions, TargetSets, TargetStore};
+use std::path::PathBuf;
 use std::sync::Arc;
 
+/// Copies of shared sets, in the folder of resident sets: what is this machine's own is never taken for a copy.
+#[cfg(feature = "aws")]
+const SHARED_FOLDER: &str = "shared";
+
 /// Opens the folder of resident target sets, beside the start. Without it, everything else works.
-pub fn open(http: &HttpSettings, cache: &CacheSettings, resident: Arc<Resident>) {
-    let folder = http.targets_dir.clone().or_else(|| Some(cache_folder(cache)?.join("targets")));
-    let options = TargetOptions { bytes_max: http.targets_bytes_max.get(), ..TargetOptions::default() };
-    tokio::task::spawn_blocking(move || {
-        let Some(folder) = folder else {
-            resident.opened(Err("there is no folder for them; NEXUS_TARGETS_DIR names one".to_owned()));
-            return;
-        };
-        let opened = TargetSets::open(&folder, options).inspect_err(|error| {
-            tracing::warn!(error = error as &dyn std::error::Error, "resident target sets are not available");
-        });
-        resident.opened(opened.map_err(|error| error.to_string()));
+pub fn open(http: &HttpSettings, settings: &Settings, resident: Arc<Resident>) {
+    let folder = http.targets_dir.clone().or_else(|| Some(cache_folder(&settings.cache)?.join("targets")));
+    let Some(folder) = folder else {
+        resident.opened(Err("there is no folder for them; NEXUS_TARGETS_DIR names one".to_owned()));
+        return;
+    };
+    let bytes_max = http.targets_bytes_max.get();
+    match http.targets_place() {
+        None => drop(tokio::task::spawn_blocking(move || open_local(folder, bytes_max, &resident))),
+        #[cfg(feature = "aws")]
+        Some((bucket, prefix)) => {
+            let region = settings.models.aws_region.clone();
+            drop(tokio::spawn(open_shared(region, bucket, prefix, folder.join(SHARED_FOLDER), bytes_max, resident)));
+        }
+        // Refused when the settings were checked.
+        #[cfg(not(feature = "aws"))]
+        Some(_) => resident.opened(Err("S3 is not in this build".to_owned())),
+    }
+}
+
+fn open_local(folder: PathBuf, bytes_max: u64, resident: &Resident) {
+    let options = TargetOptions { bytes_max, ..TargetOptions::default() };
+    let opened = TargetSets::open(&folder, options).inspect_err(|error| {
+        tracing::warn!(error = error as &dyn std::error::Error, "resident target sets are not available");
     });
+    resident.opened(opened.map(|sets| Arc::new(sets) as Arc<dyn TargetStore>).map_err(|error| error.to_string()));
+}
+
+#[cfg(feature = "aws")]
+async fn open_shared(
+    region: String,
+    bucket: String,
+    prefix: String,
+    folder: PathBuf,
+    bytes_max: u64,
+    resident: Arc<Resident>,
+) {
+    let config = nexus_storage::aws_config(&region).await;
+    let open = move || nexus_storage::SharedTargets::open(&config, &bucket, &prefix, &folder, bytes_max);
+    let opened = match tokio::task::spawn_blocking(open).await {
+        Ok(opened) => opened.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match opened {
+        Ok(sets) => {
+            resident.opened(Ok(Arc::new(sets.clone())));
+            sets.greet().await;
+        }
+        Err(error) => {
+            tracing::warn!(error, "resident target sets are not available");
+            resident.opened(Err(error));
+        }
+    }
 }

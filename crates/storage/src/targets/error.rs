@@ -88,6 +88,20 @@ pub enum TargetError {
         /// What is wrong with it.
         damage: String,
     },
+    /// The place that holds the sets of all replicas cannot be asked, and nothing is known here that would do.
+    #[error("shared target sets can not be reached: {reason}")]
+    Unavailable {
+        /// What the place said, and what to do about it.
+        reason: String,
+    },
+    /// What lies where a set should is none.
+    #[error("{place} is no target set: {damage}; put the set again, or delete it")]
+    NotASet {
+        /// Where it lies.
+        place: String,
+        /// What is wrong with it.
+        damage: String,
+    },
     /// The folder was written by a later version of this program. Nothing in it was changed.
     #[error("{} is of format {found}; this version reads format {known}", path.display())]
     Version {

@@ -95,10 +95,13 @@ fn restore(folder: &Path, index: &Index, records: Records) -> Result<Sets, Targe
                 return Err(TargetError::Version { path: folder.join(INDEX_FILE), found, known: VERSION });
             }
             (Err(_), _) | (_, Err(RecordFault::Damaged)) => "its record in the index is damaged".to_owned(),
-            (Ok(_), Ok((info, sequence))) => {
+            (Ok(_), Ok((info, sequence, etag))) => {
                 let path = folder.join(set_file(&name, sequence));
                 match open_set(&path, |set| set.info == info && set.sequence == sequence)? {
                     Ok(set) => {
+                        if let Some(etag) = &etag {
+                            set.set_etag(etag);
+                        }
                         sets.insert(name, Arc::new(set));
                         continue;
                     }
@@ -130,7 +133,9 @@ fn rebuild(folder: &Path, index: &Index, files: &[(PathBuf, FileName)]) -> Resul
             }
         }
     }
-    index.start(sets.iter().map(|(name, set)| (name.as_str(), index::encode(set.info(), set.sequence()))))?;
+    let records: Records =
+        sets.iter().map(|(name, set)| (name.clone(), index::encode(set.info(), set.sequence(), None))).collect();
+    index.start(records.iter().map(|(name, record)| (name.as_str(), &record[..])))?;
     if !sets.is_empty() {
         tracing::warn!(folder = %folder.display(), sets = sets.len(), "the index of target sets was made again from their files");
     }

@@ -15,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 const SETS: TableDefinition<&str, &[u8]> = TableDefinition::new("target_sets");
 const PAGE_CACHE_BYTES: usize = 1 << 20;
 const RECORD_BYTES: usize = 48;
+const ETAG_BYTES_MAX: usize = 1024;
 
 /// Records as they lie in the index, by name.
 pub(super) type Records = Vec<(String, Vec<u8>)>;
@@ -66,10 +67,7 @@ impl Index {
 
     /// Makes the index's table with these records, all or nothing: the table being there means that files without a
     /// record are leftovers.
-    pub(super) fn start<'a>(
-        &self,
-        records: impl Iterator<Item = (&'a str, [u8; RECORD_BYTES])>,
-    ) -> Result<(), TargetError> {
+    pub(super) fn start<'a>(&self, records: impl Iterator<Item = (&'a str, &'a [u8])>) -> Result<(), TargetError> {
         self.write(records.map(|(name, record)| (name, Some(record))))
     }
 
@@ -79,7 +77,7 @@ impl Index {
     }
 
     /// Sets or removes the record of `name`. It is durable when this returns `Ok`.
-    pub(super) fn change(&self, name: &str, record: Option<[u8; RECORD_BYTES]>) -> Result<(), NotChanged> {
+    pub(super) fn change(&self, name: &str, record: Option<&[u8]>) -> Result<(), NotChanged> {
         let Err(error) = self.write(std::iter::once((name, record))) else { return Ok(()) };
         // A write that failed late may have taken effect all the same: look.
         let found = self.run(|database| {
@@ -87,16 +85,13 @@ impl Index {
             Ok(table.get(name)?.map(|found| found.value().to_owned()))
         });
         match found {
-            Ok(found) if found.as_deref() == record.as_ref().map(|record| &record[..]) => Ok(()),
+            Ok(found) if found.as_deref() == record => Ok(()),
             Ok(_) => Err(NotChanged { error, certain: true }),
             Err(_) => Err(NotChanged { error, certain: false }),
         }
     }
 
-    fn write<'a>(
-        &self,
-        changes: impl Iterator<Item = (&'a str, Option<[u8; RECORD_BYTES]>)>,
-    ) -> Result<(), TargetError> {
+    fn write<'a>(&self, changes: impl Iterator<Item = (&'a str, Option<&'a [u8]>)>) -> Result<(), TargetError> {
         self.run(|database| {
             let mut transaction = database.begin_write()?;
             transaction.set_durability(Durability::Immediate).map_err(redb::Error::from)?;
@@ -104,7 +99,7 @@ impl Index {
                 let mut table = transaction.open_table(SETS)?;
                 for (name, record) in changes {
                     match record {
-                        Some(record) => drop(table.insert(name, &record[..])?),
+                        Some(record) => drop(table.insert(name, record)?),
                         None => drop(table.remove(name)?),
                     }
                 }
@@ -156,8 +151,9 @@ impl Index {
 }
 
 /// A set's record, little-endian: version `u32`, type `u8`, has ids `u8`, two zeros, then rows, dimensions, bytes,
-/// creation time and sequence number, `u64` each. The file's name follows from the set's name and the sequence number.
-pub(super) fn encode(info: &SetInfo, sequence: u64) -> [u8; RECORD_BYTES] {
+/// creation time and sequence number, `u64` each, and, for a copy of what is kept elsewhere, its ETag there. The file's name
+/// follows from the set's name and the sequence number.
+pub(super) fn encode(info: &SetInfo, sequence: u64, etag: Option<&str>) -> Vec<u8> {
     let dtype = match info.dtype {
         SetDtype::F32 => 0,
         SetDtype::F16 => 1,
@@ -170,17 +166,20 @@ pub(super) fn encode(info: &SetInfo, sequence: u64) -> [u8; RECORD_BYTES] {
     for (bytes, number) in record[8..].chunks_exact_mut(8).zip(numbers) {
         bytes.copy_from_slice(&number.to_le_bytes());
     }
+    let mut record = record.to_vec();
+    record.extend_from_slice(etag.unwrap_or_default().as_bytes());
     record
 }
 
 /// What a record says, or why it says nothing.
-pub(super) fn decode(name: &str, record: &[u8]) -> Result<(SetInfo, u64), RecordFault> {
+pub(super) fn decode(name: &str, record: &[u8]) -> Result<(SetInfo, u64, Option<String>), RecordFault> {
     let (version, _) = record.split_first_chunk::<4>().ok_or(RecordFault::Damaged)?;
     match u32::from_le_bytes(*version) {
         VERSION => {}
         other => return Err(RecordFault::Version(other)),
     }
-    let record: &[u8; RECORD_BYTES] = record.try_into().map_err(|_| RecordFault::Damaged)?;
+    let (record, etag) = record.split_first_chunk::<RECORD_BYTES>().ok_or(RecordFault::Damaged)?;
+    let etag = str::from_utf8(etag).ok().filter(|etag| etag.len() <= ETAG_BYTES_MAX).ok_or(RecordFault::Damaged)?;
     let (numbers, _) = record[8..].as_chunks::<8>();
     let number = |i: usize| u64::from_le_bytes(numbers[i]);
     let size = |i: usize| usize::try_from(number(i)).map_err(|_| RecordFault::Damaged);
@@ -198,7 +197,7 @@ pub(super) fn decode(name: &str, record: &[u8]) -> Result<(SetInfo, u64), Record
         created_unix_s: number(3),
         has_ids: record[5] == 1,
     };
-    Ok((info, number(4)))
+    Ok((info, number(4), Some(etag.to_owned()).filter(|etag| !etag.is_empty())))
 }
 
 /// Why a record says nothing.

@@ -6,6 +6,8 @@ use super::map::map;
 use memmap2::Mmap;
 use std::fs::File;
 use std::path::Path;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::{fmt, fs, io};
 
 /// Type of a set's components.
@@ -70,6 +72,9 @@ pub struct SetInfo {
 pub struct TargetSet {
     map: Mmap,
     layout: Layout,
+    /// What the place that it is a copy of calls this state of it. Set before the set is committed.
+    etag: OnceLock<Box<str>>,
+    used: AtomicU64,
 }
 
 /// Why there is no set at a path.
@@ -103,7 +108,7 @@ impl TargetSet {
         if !is(&layout) {
             return Err(damaged("it is another set"));
         }
-        let set = Self { map, layout };
+        let set = Self { map, layout, etag: OnceLock::new(), used: AtomicU64::new(0) };
         if set
             .layout
             .ids
@@ -140,6 +145,36 @@ impl TargetSet {
         let begin = row.checked_sub(1).map_or(Some(0), |before| ends.get(before).copied())?;
         let (begin, end) = (usize::try_from(begin).ok()?, usize::try_from(*ends.get(row)?).ok()?);
         str::from_utf8(self.map[ids.text.clone()].get(begin..end)?).ok()
+    }
+
+    /// What the place that it is a copy of calls this state of it. `None` where it is no copy.
+    pub(crate) fn etag(&self) -> Option<&str> {
+        self.etag.get().map(AsRef::as_ref)
+    }
+
+    /// To be called once, before the set is committed.
+    pub(super) fn set_etag(&self, etag: &str) {
+        // The first word counts.
+        let _ = self.etag.set(etag.into());
+    }
+
+    /// The whole file.
+    #[cfg(feature = "aws")]
+    pub(crate) fn file(&self) -> &[u8] {
+        &self.map
+    }
+
+    pub(super) fn used(&self, now: u64) {
+        self.used.store(now, Ordering::Relaxed);
+    }
+
+    pub(super) fn last_used(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    #[cfg(feature = "aws")]
+    pub(super) fn layout(&self) -> &Layout {
+        &self.layout
     }
 
     pub(super) fn sequence(&self) -> u64 {

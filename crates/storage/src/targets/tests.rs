@@ -43,7 +43,7 @@ fn the_formats_do_not_change_by_accident() {
             r#""target_ids":{"dtype":"U8","shape":[7],"data_offsets":[80,87]}}"#,
         )
     );
-    let record: String = encode(&info(), 77).iter().map(|b| format!("{b:02x}")).collect();
+    let record: String = encode(&info(), 77, None).iter().map(|b| format!("{b:02x}")).collect();
     let numbers = [3u64, 5, 4183, 1_700_000_000, 77].map(|n| format!("{:016x}", n.swap_bytes())).concat();
     assert_eq!(record, format!("0100000002010000{numbers}"));
 }
@@ -69,8 +69,8 @@ fn the_longest_header_fits() {
 
 #[test]
 fn records_of_other_versions_and_lengths() {
-    let good = encode(&info(), 77);
-    assert_eq!(decode("nist-800-53r5", &good), Ok((info(), 77)));
+    let good = encode(&info(), 77, None);
+    assert_eq!(decode("nist-800-53r5", &good), Ok((info(), 77, None)));
     for len in 0..good.len() {
         assert_eq!(decode("a", &good[..len]), Err(RecordFault::Damaged));
     }
@@ -137,16 +137,16 @@ fn an_index_that_failed_works_again() {
     let folder = tempdir().unwrap();
     let (index, records) = Index::open(folder.path().join("index.redb")).unwrap();
     assert!(records.is_none());
-    index.start([("a", encode(&info(), 1))].into_iter()).unwrap();
+    index.start([("a", &encode(&info(), 1, None)[..])].into_iter()).unwrap();
     let full = || Err::<(), _>(redb::Error::Io(std::io::ErrorKind::StorageFull.into()));
     assert!(matches!(index.run(|_| full()), Err(TargetError::DiskFull { .. })));
     assert!(matches!(index.run::<()>(|_| panic!("as redb might")), Err(TargetError::IndexDamaged { .. })));
     assert!(matches!(index.run::<()>(|_| Err(redb::Error::PreviousIo)), Err(TargetError::Index { .. })));
-    index.change("b", Some(encode(&info(), 2))).unwrap();
+    index.change("b", Some(&encode(&info(), 2, Some("\"e\"")))).unwrap();
     index.change("a", None).unwrap();
     drop(index);
     let (_, records) = Index::open(folder.path().join("index.redb")).unwrap();
-    assert_eq!(records.unwrap(), [("b".to_owned(), encode(&info(), 2).to_vec())]);
+    assert_eq!(records.unwrap(), [("b".to_owned(), encode(&info(), 2, Some("\"e\"")))]);
 }
 
 /// An index that is a folder by now cannot be written or looked at: what was put may or may not be in it.

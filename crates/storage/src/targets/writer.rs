@@ -2,7 +2,7 @@
 
 use super::error::TargetError;
 use super::layout::{self, DATA_AT};
-use super::name::{SetName, set_file, temporary_file};
+use super::name::{SetName, temporary_file};
 use super::set::{OpenFault, SetDtype, SetInfo, TargetSet};
 use super::{Shared, folder};
 use std::fs::File;
@@ -23,7 +23,6 @@ const MEASURED_BYTES: usize = 1 << 20;
 ///
 /// Everything here blocks on the disk. After an error from the disk, only dropping is left.
 pub struct SetWriter {
-    shared: Arc<Shared>,
     name: SetName,
     shape: Option<(SetDtype, usize)>,
     file: BufWriter<File>,
@@ -56,10 +55,67 @@ impl Drop for Temporary {
     }
 }
 
+impl Temporary {
+    pub(super) fn new(shared: &Arc<Shared>) -> Self {
+        let path = shared.folder.join(temporary_file(shared.next_sequence()));
+        Self { shared: Arc::clone(shared), path, reserved_bytes: 0, kept: false }
+    }
+
+    #[cfg(feature = "aws")]
+    pub(super) fn shared(&self) -> &Shared {
+        &self.shared
+    }
+
+    pub(super) fn reserve(&mut self, name: &SetName, bytes: u64) -> Result<(), TargetError> {
+        self.shared.reserve(name.as_str(), self.reserved_bytes, bytes)?;
+        self.reserved_bytes += bytes;
+        Ok(())
+    }
+}
+
+/// A set in a temporary file: complete, durable, mapped. Dropped before [`Sealed::commit`], it leaves nothing.
+pub(crate) struct Sealed {
+    pub(super) set: Arc<TargetSet>,
+    pub(super) temporary: Temporary,
+}
+
+impl Sealed {
+    /// Opens the file, which has to be what was written.
+    pub(super) fn open(temporary: Temporary, info: &SetInfo, sequence: u64) -> Result<Self, TargetError> {
+        let path = &temporary.path;
+        let set = TargetSet::open(path, |found| found.info == *info && found.sequence == sequence);
+        let set = set.map_err(|fault| match fault {
+            OpenFault::Io(error) => error,
+            other => TargetError::io("write", path, io::Error::other(format!("it is not what was written: {other:?}"))),
+        })?;
+        Ok(Self { set: Arc::new(set), temporary })
+    }
+
+    /// The set.
+    #[cfg(feature = "aws")]
+    pub(crate) fn set(&self) -> &Arc<TargetSet> {
+        &self.set
+    }
+
+    /// Puts the set in its place, with the ETag of what it is a copy of, if it is one. Blocks on the disk. Returns what is
+    /// known of it, and whether it replaced another.
+    ///
+    /// # Errors
+    ///
+    /// [`TargetError::TooMany`]; what the disk and the index say.
+    pub(crate) fn commit(self, etag: Option<&str>) -> Result<(SetInfo, bool), TargetError> {
+        if let Some(etag) = etag {
+            self.set.set_etag(etag);
+        }
+        let (info, shared) = (self.set.info().clone(), Arc::clone(&self.temporary.shared));
+        let replaced = shared.commit(self)?;
+        Ok((info, replaced))
+    }
+}
+
 impl SetWriter {
     pub(super) fn begin(shared: &Arc<Shared>, name: &SetName) -> Result<Self, TargetError> {
-        let path = shared.folder.join(temporary_file(shared.next_sequence()));
-        let temporary = Temporary { shared: Arc::clone(shared), path, reserved_bytes: 0, kept: false };
+        let temporary = Temporary::new(shared);
         let create = || {
             let mut file = File::options().create_new(true).read(true).write(true).open(&temporary.path)?;
             // The header comes last.
@@ -68,7 +124,6 @@ impl SetWriter {
         };
         let file = create().map_err(|error| TargetError::io("create", &temporary.path, error))?;
         let mut writer = Self {
-            shared: Arc::clone(shared),
             name: name.clone(),
             shape: None,
             file: BufWriter::with_capacity(BUFFER_BYTES, file),
@@ -205,7 +260,16 @@ impl SetWriter {
     ///
     /// [`TargetError::Rows`], [`TargetError::Ids`] and [`TargetError::Shape`] when what was pushed is no set;
     /// [`TargetError::TooLarge`], [`TargetError::TooMany`]; what the disk and the index say.
-    pub fn finish(mut self) -> Result<(SetInfo, bool), TargetError> {
+    pub fn finish(self) -> Result<(SetInfo, bool), TargetError> {
+        self.seal()?.commit(None)
+    }
+
+    /// The set, complete and durable, that nobody sees yet.
+    ///
+    /// # Errors
+    ///
+    /// As [`SetWriter::finish`].
+    pub(crate) fn seal(mut self) -> Result<Sealed, TargetError> {
         if self.rows_bytes == 0 {
             self.shape.get_or_insert((SetDtype::F32, 0));
         }
@@ -221,21 +285,12 @@ impl SetWriter {
         let created_unix_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let (name, bytes) = (self.name.as_str().to_owned(), self.bytes());
         let info = SetInfo { name, rows, dimensions, dtype, bytes, created_unix_s, has_ids };
-        let sequence = self.shared.next_sequence();
+        let sequence = self.temporary.shared.next_sequence();
         let header = layout::header(&info, sequence, self.ids.len() as u64);
         self.write_rest(&header).map_err(|error| self.io("write", error))?;
 
         // What is in the file counts, and not what this writer thinks it wrote.
-        let path = &self.temporary.path;
-        let set = TargetSet::open(path, |found| found.info == info && found.sequence == sequence);
-        let set = set.map_err(|fault| match fault {
-            OpenFault::Io(error) => error,
-            other => TargetError::io("write", path, io::Error::other(format!("it is not what was written: {other:?}"))),
-        })?;
-        let file = set_file(self.name.as_str(), sequence);
-        let Self { shared, mut temporary, .. } = self;
-        let replaced = shared.commit(set, &mut temporary, &shared.folder.join(file))?;
-        Ok((info, replaced))
+        Sealed::open(self.temporary, &info, sequence)
     }
 
     fn write_rest(&mut self, header: &[u8]) -> io::Result<()> {
@@ -266,9 +321,7 @@ impl SetWriter {
     }
 
     fn reserve(&mut self, bytes: u64) -> Result<(), TargetError> {
-        self.shared.reserve(self.name.as_str(), self.temporary.reserved_bytes, bytes)?;
-        self.temporary.reserved_bytes += bytes;
-        Ok(())
+        self.temporary.reserve(&self.name, bytes)
     }
 
     fn row_bytes(&self) -> Result<u64, TargetError> {

@@ -4,7 +4,7 @@ use super::{Answer, app, get, method, post};
 use crate::http::App;
 use axum::http::StatusCode;
 use nexus_engine::Models;
-use nexus_storage::{TargetOptions, TargetSets};
+use nexus_storage::{TargetOptions, TargetSets, TargetStore};
 use nexus_vectors::encode_base64;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -15,7 +15,8 @@ const SET: &str = "/api/v1/targets/nist";
 fn open(folder: &Path, bytes_max: u64) -> Arc<App> {
     let app = app(Models::default());
     let options = TargetOptions { bytes_max, ..TargetOptions::default() };
-    app.targets.opened(TargetSets::open(folder, options).map_err(|error| error.to_string()));
+    let opened = TargetSets::open(folder, options).map(|sets| Arc::new(sets) as Arc<dyn TargetStore>);
+    app.targets.opened(opened.map_err(|error| error.to_string()));
     app
 }
 

@@ -1,0 +1,252 @@
+//! What is known of sets in S3, and when S3 is asked again.
+//!
+//! | what is known | then |
+//! |---|---|
+//! | asked within [`FRESH`] | it is used |
+//! | asked within [`KNOWN_MAX`] | it is used, and S3 is asked meanwhile |
+//! | older | S3 is asked, and waited for [`WAIT_MAX`] at most; then what is known is used |
+//! | nothing | S3 is asked, and waited for until it answers or the request's own limit ends it |
+//!
+//! So a set that is in use costs no request a wait, and nobody acts on what was true more than a second ago, while S3
+//! answers. While it does not, what is known is used however old it is, nobody waits ([`IMPATIENT`] after the last
+//! trouble), and S3 is asked no more than once each [`REST`]: a breaker that one answer closes.
+//!
+//! One question a name is under way at a time. What it brings is dropped if the set was put or deleted through this
+//! replica meanwhile.
+
+use super::bucket::{Bucket, Fault, Said};
+use crate::aws::Trouble;
+use futures::FutureExt as _;
+use futures::future::{BoxFuture, Shared};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+pub(super) const FRESH: Duration = Duration::from_millis(500);
+pub(super) const KNOWN_MAX: Duration = Duration::from_secs(1);
+pub(super) const WAIT_MAX: Duration = Duration::from_millis(300);
+const REST: Duration = Duration::from_secs(1);
+const IMPATIENT: Duration = Duration::from_secs(5);
+const LOG_EVERY: Duration = Duration::from_secs(60);
+/// Beyond this many, names that S3 has nothing under are forgotten.
+const NAMES_MAX: usize = 10_000;
+
+type Flight = Shared<BoxFuture<'static, ()>>;
+
+pub(super) struct Known {
+    bucket: Bucket,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    names: HashMap<String, Entry>,
+    /// Nobody asks S3 until then, for this reason.
+    resting: Option<(Instant, Fault)>,
+    /// Nobody waits for S3 until then.
+    impatient_until: Option<Instant>,
+    logged: Option<Instant>,
+}
+
+#[derive(Default)]
+struct Entry {
+    said: Option<Said>,
+    /// When the question was sent that `said` answers. `None`: it has to be asked again.
+    asked: Option<Instant>,
+    /// Why the last question had no answer, if it had none.
+    refused: Option<(Instant, Fault)>,
+    /// Goes on when a set is put or deleted through this replica.
+    generation: u64,
+    flight: Option<Flight>,
+}
+
+impl Known {
+    pub(super) fn new(bucket: Bucket) -> Arc<Self> {
+        Arc::new(Self { bucket, state: Mutex::default() })
+    }
+
+    /// What S3 has under a name, as the table above says.
+    pub(super) async fn of(self: &Arc<Self>, name: &str) -> Result<Said, Fault> {
+        let now = Instant::now();
+        let (last, flight) = {
+            let state = &mut *self.state();
+            let patient = state.impatient_until.is_none_or(|until| now >= until);
+            let resting = state.resting.as_ref().filter(|(until, _)| now < *until).map(|(_, fault)| fault.clone());
+            let entry = state.entry(name);
+            let age = entry.asked.map(|asked| now.saturating_duration_since(asked));
+            let last = entry.said.clone();
+            match (&last, age) {
+                (Some(last), Some(age)) if age < FRESH => return Ok(last.clone()),
+                _ => {}
+            }
+            let refused = entry.refused.as_ref().filter(|(at, _)| now.saturating_duration_since(*at) < REST);
+            if let Some(fault) = resting.or_else(|| refused.map(|(_, fault)| fault.clone())) {
+                return last.ok_or(fault);
+            }
+            let flight = match &entry.flight {
+                Some(flight) => flight.clone(),
+                None => {
+                    let flight = self.ask(name, entry.generation);
+                    entry.flight = Some(flight.clone());
+                    flight
+                }
+            };
+            match &last {
+                Some(last) if !patient || age.is_some_and(|age| age < KNOWN_MAX) => return Ok(last.clone()),
+                _ => (last, flight),
+            }
+        };
+        match last {
+            None => flight.await,
+            Some(last) => {
+                if tokio::time::timeout(WAIT_MAX, flight).await.is_err() {
+                    let message = format!("{}: no answer in {WAIT_MAX:?}", self.bucket.place(name));
+                    self.trouble(&Fault { trouble: Trouble::TimedOut, message });
+                    return Ok(last);
+                }
+            }
+        }
+        let mut state = self.state();
+        let entry = state.entry(name);
+        match (&entry.said, &entry.refused) {
+            (Some(said), _) => Ok(said.clone()),
+            (None, Some((_, fault))) => Err(fault.clone()),
+            (None, None) => Err(Fault {
+                trouble: Trouble::Other,
+                message: format!("{}: the question was dropped", self.bucket.place(name)),
+            }),
+        }
+    }
+
+    /// Asks S3, beside whoever waits for it: somebody else may, too.
+    fn ask(self: &Arc<Self>, name: &str, generation: u64) -> Flight {
+        let (known, name) = (Arc::clone(self), name.to_owned());
+        let asking = tokio::spawn(async move {
+            let asked = Instant::now();
+            let outcome = known.bucket.head(&name).await;
+            if let Err(fault) = &outcome {
+                known.trouble(fault);
+            }
+            let state = &mut *known.state();
+            if outcome.is_ok() {
+                state.resting = None;
+                if asked.elapsed() < WAIT_MAX {
+                    state.impatient_until = None;
+                }
+            }
+            let entry = state.entry(&name);
+            entry.flight = None;
+            match outcome {
+                Ok(said) if entry.generation == generation => {
+                    (entry.said, entry.asked, entry.refused) = (Some(said), Some(asked), None);
+                }
+                Ok(_) => {}
+                Err(fault) => entry.refused = Some((Instant::now(), fault)),
+            }
+        });
+        async move { drop(asking.await) }.boxed().shared()
+    }
+
+    /// Takes note of what is wrong with S3, and says so once a minute.
+    pub(super) fn trouble(&self, fault: &Fault) {
+        let now = Instant::now();
+        let mut state = self.state();
+        // What is denied for one set may be allowed for another, and is told at once.
+        let of_all = fault.trouble.is_transient()
+            || matches!(fault.trouble, Trouble::NoCredentials | Trouble::BadCredentials | Trouble::WrongRegion(_));
+        if of_all {
+            state.impatient_until = Some(now + IMPATIENT);
+            state.resting = Some((now + REST, fault.clone()));
+        }
+        if state.logged.is_none_or(|logged| now.saturating_duration_since(logged) >= LOG_EVERY) {
+            state.logged = Some(now);
+            drop(state);
+            tracing::warn!(
+                reason = fault.message,
+                "shared target sets can not be asked for; those known here are served as they were last"
+            );
+        }
+    }
+
+    /// What is wrong with S3, while nobody waits for it.
+    pub(super) fn trouble_now(&self) -> Option<Fault> {
+        let state = self.state();
+        let impatient = state.impatient_until.is_some_and(|until| Instant::now() < until);
+        state.resting.as_ref().filter(|_| impatient).map(|(_, fault)| fault.clone())
+    }
+
+    /// A set was put through this replica, or is on its disk from an earlier run: what counts until S3 has been asked.
+    pub(super) fn put(&self, name: &str, said: Said) {
+        let mut state = self.state();
+        let entry = state.entry(name);
+        entry.generation += 1;
+        (entry.said, entry.asked, entry.refused) = (Some(said), None, None);
+    }
+
+    /// S3 was found to have something else than what is known: it has to be asked.
+    pub(super) fn outdated(&self, name: &str) {
+        self.state().entry(name).asked = None;
+    }
+
+    /// A set was deleted through this replica.
+    pub(super) fn deleted(&self, name: &str) {
+        self.put(name, Said::Absent);
+    }
+
+    /// What is known of names that S3 has listed with these ETags, and the names of which nothing is.
+    pub(super) fn listed(&self, asked: Instant, found: &[(String, String)]) -> Vec<String> {
+        let mut state = self.state();
+        state.resting = None;
+        let listed: HashMap<&str, &str> = found.iter().map(|(name, etag)| (name.as_str(), etag.as_str())).collect();
+        for (name, entry) in &mut state.names {
+            // What was put or deleted here while S3 listed has no time, and is left alone.
+            let older = entry.asked.is_some_and(|before| before < asked);
+            if older && !listed.contains_key(name.as_str()) {
+                (entry.said, entry.asked) = (Some(Said::Absent), Some(asked));
+            }
+        }
+        let unknown = found.iter().filter(|(name, etag)| {
+            let entry = state.names.get(name);
+            !entry.and_then(|entry| entry.said.as_ref()).is_some_and(|said| match said {
+                Said::Present(remote) => remote.etag == *etag && remote.sha256.is_some(),
+                Said::Foreign { etag: known, .. } => known == etag,
+                Said::Absent => false,
+            })
+        });
+        unknown.map(|(name, _)| name.clone()).collect()
+    }
+
+    /// Asks S3 for a set, whatever is known of it, and waits for the answer. Why there is none, if there is none.
+    pub(super) async fn again(self: &Arc<Self>, name: &str) -> Result<(), Fault> {
+        let flight = {
+            let mut state = self.state();
+            let entry = state.entry(name);
+            let flight = entry.flight.take().unwrap_or_else(|| self.ask(name, entry.generation));
+            entry.flight = Some(flight.clone());
+            flight
+        };
+        flight.await;
+        self.state().entry(name).refused.as_ref().map_or(Ok(()), |(_, fault)| Err(fault.clone()))
+    }
+
+    /// Everything that is known.
+    pub(super) fn all(&self) -> Vec<(String, Said)> {
+        let state = self.state();
+        state.names.iter().filter_map(|(name, entry)| Some((name.clone(), entry.said.clone()?))).collect()
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn entry(&mut self, name: &str) -> &mut Entry {
+        if self.names.len() >= NAMES_MAX && !self.names.contains_key(name) {
+            self.names.retain(|_, entry| {
+                entry.flight.is_some() || matches!(entry.said, Some(Said::Present(_) | Said::Foreign { .. }))
+            });
+        }
+        self.names.entry(name.to_owned()).or_default()
+    }
+}
