@@ -123,6 +123,13 @@ impl<'a> Weights<'a> {
         }
     }
 
+    /// Bytes that the tensors will take on a device, about: bf16 and f32 stay as they are, f16 is widened to f32. Norms
+    /// and biases that a backend widens, and what it pads, are too little to matter.
+    pub fn device_bytes(&self) -> u64 {
+        let widened = |entry: &Entry| entry.range.len() as u64 * if entry.dtype == Dtype::F16 { 2 } else { 1 };
+        self.tensors.values().map(widened).sum()
+    }
+
     fn bytes_total(&self) -> u64 {
         self.tensors.values().map(|e| e.range.len() as u64).sum()
     }

@@ -3,7 +3,7 @@
 use super::cache_folder;
 use crate::builtin;
 use crate::settings::{ModelSource as Place, Settings};
-use nexus_engine::{BoxError, ModelSource, OpenedModel, Progress};
+use nexus_engine::{BoxError, Digests, ModelSource, OpenedModel};
 use nexus_models::ModelFiles;
 use nexus_storage::{DigestMemo, LocalModels, ModelStore, digest_bytes};
 use std::collections::BTreeMap;
@@ -36,16 +36,18 @@ pub(super) fn sources(settings: &Settings) -> (ModelSource, ModelSource) {
 fn builtin_model(name: &str, files: fn() -> ModelFiles) -> ModelSource {
     ModelSource {
         name: format!("built-in {name}"),
-        open: Box::new(move |_| {
+        open: Arc::new(move |_| {
             let files = files();
             let digest = |wanted: &dyn Fn(&str) -> bool| {
                 let content = |name| files.get(name).map(|bytes| (name, bytes));
                 let chosen: Vec<_> = files.names().filter(|name| wanted(name)).filter_map(content).collect();
                 digest_bytes(&chosen)
             };
-            let model_digest = digest(&|name| !TOKENIZER_FILES.contains(&name));
-            let tokenizer_digest = digest(&|name| TOKENIZER_FILES.contains(&name));
-            Ok(OpenedModel { files, model_digest, tokenizer_digest })
+            let digests = Digests {
+                model: digest(&|name| !TOKENIZER_FILES.contains(&name)),
+                tokenizer: digest(&|name| TOKENIZER_FILES.contains(&name)),
+            };
+            Ok(OpenedModel { files, digests: Box::new(move || Ok(digests)) })
         }),
     }
 }
@@ -56,34 +58,38 @@ fn local_model(root: &Path, path: &str, memo: Arc<DigestMemo>) -> ModelSource {
     let runtime = Handle::current();
     ModelSource {
         name: root.join(path.trim_matches('/')).display().to_string(),
-        open: Box::new(move |progress| {
+        open: Arc::new(move |progress| {
             let folder = runtime.block_on(
                 store.fetch(&path, &|fetched| progress("fetching", fetched.bytes_done, fetched.bytes_total)),
             )?;
-            open_folder(&folder, &memo, progress)
+            open_folder(&folder, &memo)
         }),
     }
 }
 
-fn open_folder(folder: &Path, memo: &DigestMemo, progress: Progress<'_>) -> Result<OpenedModel, BoxError> {
+/// Maps a complete folder. The digests are those of what was mapped, or an error where files came or went meanwhile.
+fn open_folder(folder: &Path, memo: &Arc<DigestMemo>) -> Result<OpenedModel, BoxError> {
     let before = file_states(folder)?;
     let files = ModelFiles::open(folder)?;
-    progress("computing digests", 0, 0);
-    let digest = |wanted: &dyn Fn(&str) -> bool| {
-        let paths: Vec<PathBuf> = files.names().filter(|name| wanted(name)).map(|name| folder.join(name)).collect();
-        memo.digest_files(&paths)
-    };
     // Other files of the folder (training states, indexes of datasets) change no vector.
     let is_model = |name: &str| {
         name == "config.json" || name == POOLING_FILE || name.ends_with(".safetensors") || name.ends_with(".index.json")
     };
-    let model_digest = digest(&is_model)?;
-    let tokenizer_digest = digest(&|name| TOKENIZER_FILES.contains(&name))?;
-    // Cached vectors would be filed under another model's digest for good.
-    if file_states(folder)? != before {
-        return Err(format!("{} changed while it was read; start again when it is complete", folder.display()).into());
-    }
-    Ok(OpenedModel { files, model_digest, tokenizer_digest })
+    let paths = |wanted: &dyn Fn(&str) -> bool| -> Vec<PathBuf> {
+        files.names().filter(|name| wanted(name)).map(|name| folder.join(name)).collect()
+    };
+    let (model, tokenizer) = (paths(&is_model), paths(&|name| TOKENIZER_FILES.contains(&name)));
+    let (folder, memo) = (folder.to_owned(), Arc::clone(memo));
+    let digests = move || {
+        let digests = Digests { model: memo.digest_files(&model)?, tokenizer: memo.digest_files(&tokenizer)? };
+        // Cached vectors would be filed under another model's digest for good.
+        if file_states(&folder)? != before {
+            let place = folder.display();
+            return Err(format!("{place} changed while it was read; start or reload when it is complete").into());
+        }
+        Ok(digests)
+    };
+    Ok(OpenedModel { files, digests: Box::new(digests) })
 }
 
 /// Names, sizes and times of what is in a folder.

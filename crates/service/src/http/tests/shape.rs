@@ -1,6 +1,6 @@
 //! What is answered when all is well.
 
-use super::{app, get, post, ready, send};
+use super::{app, fakes, get, post, ready, send};
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
 use nexus_engine::Models;
@@ -189,4 +189,27 @@ async fn a_dropped_request_leaves_nothing_in_flight() {
     hanging.abort();
     let _ = hanging.await;
     app.lifecycle.idle().await;
+}
+
+#[tokio::test]
+async fn what_a_model_answers_names_its_revision() {
+    let app = ready();
+    let (retriever, reranker) = (fakes::revision(1).to_string(), fakes::revision(2).to_string());
+    assert_ne!(retriever, reranker);
+    for (path, body, revision) in [
+        ("/api/v1/embed", r#"{"control_id": "A", "text": "miss"}"#, &retriever),
+        ("/api/v1/embed", r#"{"control_id": "A", "text": "hit"}"#, &retriever),
+        ("/api/v1/embed/batch", r#"{"items": [{"control_id": "A", "text": "x"}]}"#, &retriever),
+        ("/api/v1/embed/batch", r#"{"items": []}"#, &retriever),
+        ("/api/v1/rerank", r#"{"source_text": "s", "candidates": []}"#, &reranker),
+        ("/api/v1/retrieve", r#"{"source_embedding": [1], "target_embeddings": [[1]]}"#, &String::new()),
+    ] {
+        let answer = post(&app, path, body).await;
+        assert_eq!(answer.status, StatusCode::OK, "{path}: {}", answer.text);
+        assert_eq!(answer.header("x-nexus-model-revision"), revision, "{path}");
+    }
+    let answer = get(&app, "/ready").await.json();
+    assert_eq!(answer["models"][0]["revision"], retriever);
+    assert_eq!(answer["models"][1]["revision"], reranker);
+    assert_eq!(answer["models"][0]["reload"], Value::Null);
 }
