@@ -81,8 +81,10 @@ struct Part<'a, B, T: ?Sized> {
     role: Role,
     slot: &'a Slot<T>,
     source: &'a ModelSource,
-    prepare: fn(&Loader<B>, OpenedModel, Progress<'_>) -> Result<Prepared<T>, BoxError>,
+    prepare: Prepare<B, T>,
 }
+
+type Prepare<B, T> = fn(&Loader<B>, OpenedModel, Progress<'_>) -> Result<Prepared<T>, BoxError>;
 
 impl<B: Backend> Load for Loader<B> {
     fn load(&self, role: Role) {

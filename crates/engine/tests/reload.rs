@@ -11,11 +11,8 @@ use nexus_engine::{
 use nexus_storage::MemoryCache;
 use std::{
     path::Path,
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
-        mpsc,
-    },
+    sync::{Arc, Mutex, atomic::Ordering, mpsc},
+    time::{Duration, Instant},
 };
 use support::{item, model, source, wait};
 use tempfile::TempDir;
@@ -39,7 +36,7 @@ impl Served {
 
     fn start_on(embedder: TempDir, reranker: TempDir) -> Self {
         let sources = (source(embedder.path().into()), source(reranker.path().into()));
-        let device = Arc::new(Tight(AtomicU64::new(u64::MAX)));
+        let device = Tight::new();
         let engine = start(device.clone(), sources.0, sources.1);
         wait(&engine, Role::Retriever);
         wait(&engine, Role::Reranker);
@@ -142,6 +139,35 @@ async fn a_new_revision_answers_and_each_role_is_on_its_own() {
     assert_ne!(served.score().await, score);
 }
 
+/// Weights are given back beside whatever let them go.
+fn wait_for_models(device: &Tight, expected: usize) {
+    let started = Instant::now();
+    while device.models() != expected {
+        assert!(started.elapsed() < Duration::from_secs(60), "{} models on the device", device.models());
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[tokio::test]
+async fn the_old_weights_go_when_nobody_needs_them_any_more() {
+    let served = Served::start();
+    assert_eq!(served.device.models(), 2);
+    let old = served.engine.models().retriever.get().unwrap();
+    change_tensor(served.embedder.path(), "norm.weight", |x| -x);
+    assert_eq!(served.reload().await[0].outcome, Outcome::Swapped);
+    // A request holds what it was given at its beginning.
+    assert_eq!(served.device.models(), 3);
+    old.embed(vec![item("Rotate access keys")]).await.unwrap();
+    assert_eq!(served.device.models(), 3);
+    drop(old);
+    wait_for_models(&served.device, 2);
+
+    // What does not take over does not stay either.
+    change_tensor(served.embedder.path(), "norm.weight", |_| f32::NAN);
+    assert_eq!(served.reload().await[0].outcome, Outcome::Failed);
+    wait_for_models(&served.device, 2);
+}
+
 #[tokio::test]
 async fn a_broken_revision_leaves_the_old_one() {
     let served = Served::start();
@@ -204,7 +230,7 @@ async fn a_device_without_room_refuses_with_both_numbers() {
     let served = Served::start();
     let before = served.embed("MFA").await.0;
     change_tensor(served.embedder.path(), "norm.weight", |x| -x);
-    served.device.0.store(1234, Ordering::SeqCst);
+    served.device.bytes_free.store(1234, Ordering::SeqCst);
     let [retriever, reranker] = served.reload().await;
     assert_eq!((retriever.outcome, reranker.outcome), (Outcome::Failed, Outcome::Unchanged));
     let detail = retriever.detail.unwrap();
@@ -215,7 +241,9 @@ async fn a_device_without_room_refuses_with_both_numbers() {
     }
     assert_eq!(served.embed("MFA").await.0, before);
 
-    served.device.0.store(weights, Ordering::SeqCst);
+    assert_eq!(served.device.models(), 2, "refused before anything is loaded");
+
+    served.device.bytes_free.store(weights, Ordering::SeqCst);
     assert_eq!(served.reload().await[0].outcome, Outcome::Swapped);
     assert_ne!(served.embed("MFA").await.0, before);
 }
@@ -260,7 +288,7 @@ fn held(folder: &Path) -> (ModelSource, mpsc::Sender<()>) {
 async fn one_at_a_time_and_not_while_models_load_for_the_first_time() {
     let embedder = model("qwen3-gqa-f32", "qwen");
     let (retriever, go_on) = held(embedder.path());
-    let device = Arc::new(Tight(AtomicU64::new(u64::MAX)));
+    let device = Tight::new();
     let engine = start(device, retriever, source("/nowhere".into()));
     wait(&engine, Role::Reranker);
     assert_eq!(engine.reloader().reload().await, Err(ReloadRefused::Loading));

@@ -1,15 +1,33 @@
-//! The reference backend on a device with as much memory as a test says.
+//! The reference backend on a device with as much memory as a test says, which counts the models that are on it.
 
 use nexus_compute::reference::{Linear, Matrix, Reference, Rope};
 use nexus_compute::{Activation, Backend, HeadNorms, Heads, Mask, Norm, PackedBatch, Pooling, Result, TensorView};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// `u64::MAX` stands for a device that does not tell.
-pub(crate) struct Tight(pub(crate) AtomicU64);
+pub(crate) struct Tight {
+    /// `u64::MAX` stands for a device that does not tell.
+    pub(crate) bytes_free: AtomicU64,
+    held: Arc<()>,
+}
+
+impl Tight {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { bytes_free: AtomicU64::new(u64::MAX), held: Arc::default() })
+    }
+
+    /// Models whose weights are on the device: each has one embedding table.
+    pub(crate) fn models(&self) -> usize {
+        Arc::strong_count(&self.held) - 1
+    }
+}
+
+/// An embedding table, counted while it is there.
+pub(crate) struct Table(Matrix, #[expect(dead_code, reason = "held, not read")] Arc<()>);
 
 impl Backend for Tight {
     type Linear = Linear;
-    type Table = Matrix;
+    type Table = Table;
     type Vector = Vec<f32>;
     type Rope = Rope;
     type Batch = PackedBatch;
@@ -20,15 +38,15 @@ impl Backend for Tight {
     }
 
     fn memory_bytes_free(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::SeqCst)).filter(|&bytes| bytes < u64::MAX)
+        Some(self.bytes_free.load(Ordering::SeqCst)).filter(|&bytes| bytes < u64::MAX)
     }
 
     fn prepare_linear(&self, parts: &[TensorView<'_>], bias: &[TensorView<'_>]) -> Result<Linear> {
         Reference.prepare_linear(parts, bias)
     }
 
-    fn prepare_table(&self, table: &TensorView<'_>) -> Result<Matrix> {
-        Reference.prepare_table(table)
+    fn prepare_table(&self, table: &TensorView<'_>) -> Result<Table> {
+        Ok(Table(Reference.prepare_table(table)?, self.held.clone()))
     }
 
     fn prepare_vector(&self, vector: &TensorView<'_>) -> Result<Vec<f32>> {
@@ -43,8 +61,8 @@ impl Backend for Tight {
         Reference.upload(batch)
     }
 
-    fn embed(&self, table: &Matrix, batch: &PackedBatch) -> Result<Matrix> {
-        Reference.embed(table, batch)
+    fn embed(&self, table: &Table, batch: &PackedBatch) -> Result<Matrix> {
+        Reference.embed(&table.0, batch)
     }
 
     fn linear(&self, x: &Matrix, weight: &Linear) -> Result<Matrix> {
