@@ -38,7 +38,7 @@ pub struct Admin {
 impl Admin {
     /// Lets who has `token` reload.
     pub fn new(token: &str, reloader: Reloader) -> Self {
-        Self { digest: digest(token.as_bytes()), reloader }
+        Self { digest: digest(token.trim().as_bytes()), reloader }
     }
 
     fn admits(&self, headers: &HeaderMap) -> bool {
