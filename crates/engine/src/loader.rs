@@ -200,7 +200,7 @@ impl<B: Backend> Loader<B> {
 
     /// Whether the weights fit beside all that is there, as far as the device knows. What is on its way out is waited for.
     fn require_room(&self, files: &ModelFiles) -> Result<(), BoxError> {
-        let need = Weights::open(files, &|_, _| {})?.device_bytes();
+        let need = Weights::open(files, &|_, _| {})?.device_bytes()?;
         let started = Instant::now();
         loop {
             let Some(free) = self.backend.memory_bytes_free().filter(|&free| free < need) else { return Ok(()) };
