@@ -16,6 +16,9 @@ mod map;
 #[cfg(feature = "hub")]
 mod pull;
 mod readme;
+mod reload;
+mod revised;
+mod revisions;
 mod service;
 mod settings;
 mod support;

@@ -149,6 +149,9 @@ pub trait Backend: Send + Sync + 'static {
     /// What this device is, for people: `cpu (avx512, 2 threads)`.
     fn name(&self) -> String;
 
+    /// Bytes of memory that further weights could take on this device now; `None` where that is not known.
+    fn memory_bytes_free(&self) -> Option<u64>;
+
     /// Prepares a linear layer `y = x W^T + b`. Each part is a weight of `[out_i, in]`; the parts are stacked along
     /// `out`, so that several projections of one input are one product. `bias` is empty, or has one vector of
     /// `[out_i]` a part.

@@ -63,6 +63,10 @@ impl Backend for Reference {
         "reference (scalar)".to_owned()
     }
 
+    fn memory_bytes_free(&self) -> Option<u64> {
+        None
+    }
+
     fn prepare_linear(&self, parts: &[TensorView<'_>], bias: &[TensorView<'_>]) -> Result<Linear> {
         let [rows, columns] = check::linear_shape(parts, bias)?;
         let weight = Matrix::new(rows, columns, parts.iter().flat_map(TensorView::to_f32).collect());

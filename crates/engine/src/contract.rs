@@ -1,5 +1,6 @@
 //! The two seams: embed texts, score candidates.
 
+use crate::Revision;
 use futures::future::BoxFuture;
 use nexus_storage::Vector;
 use std::sync::Arc;
@@ -57,6 +58,8 @@ pub struct Embedding {
 pub struct RetrieverInfo {
     /// Name of the model.
     pub model: String,
+    /// Which revision of it.
+    pub revision: Revision,
     /// Floats in a full vector.
     pub dimensions: usize,
     /// Tokens beyond which a text is truncated.
@@ -68,6 +71,8 @@ pub struct RetrieverInfo {
 pub struct RerankerInfo {
     /// Name of the model.
     pub model: String,
+    /// Which revision of it.
+    pub revision: Revision,
     /// Tokens beyond which a pair is truncated.
     pub window_tokens: usize,
 }

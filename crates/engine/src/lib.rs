@@ -1,7 +1,7 @@
 //! From texts to vectors and scores: tokenization, packing, queueing, replicas, background loading.
 //!
 //! [`Retriever`] and [`Reranker`] are the seams: whatever can embed or score can stand behind them. [`Engine`] loads
-//! models in the background and hands out the ones that are ready.
+//! models in the background and hands out the ones that are ready; its [`Reloader`] puts new revisions in their place.
 //!
 //! Deliberately absent: HTTP and its schemas, environment variables, where models come from (the caller gives
 //! [`ModelSource`]s), and what a device does.
@@ -11,14 +11,23 @@
 mod cached;
 mod contract;
 mod engine;
+mod loaded;
+mod loader;
 mod local;
 mod models;
 mod packer;
+mod probe;
 mod queue;
+mod reload;
 mod replica;
+mod revision;
 mod slot;
+mod source;
 
 pub use contract::{EmbedItem, Embedding, EngineError, Reranker, RerankerInfo, Retriever, RetrieverInfo};
-pub use engine::{BoxError, Engine, EngineOptions, ModelSource, OpenModel, OpenedModel, Progress};
+pub use engine::{Engine, EngineOptions};
 pub use models::Models;
-pub use slot::{ModelState, ModelStatus, Role, Slot};
+pub use reload::{Outcome, ReloadRefused, Reloaded, Reloader};
+pub use revision::{Digests, Revision};
+pub use slot::{ModelState, ModelStatus, ReloadState, Role, Slot};
+pub use source::{BoxError, ComputeDigests, ModelSource, OpenModel, OpenedModel, Progress};

@@ -1,7 +1,8 @@
 //! The two contracts, answered by models on this machine's replicas.
 
 use crate::{
-    EmbedItem, Embedding, EngineError, Reranker, RerankerInfo, Retriever, RetrieverInfo, Role,
+    EmbedItem, Embedding, EngineError, Reranker, RerankerInfo, Retriever, RetrieverInfo,
+    loaded::LoadedModel,
     queue::{Job, Queue},
 };
 use futures::{FutureExt, future::BoxFuture};
@@ -39,7 +40,7 @@ impl Retriever for LocalRetriever {
             };
             let sequences =
                 self.tokens.work(move || items.iter().enumerate().map(encode).collect::<Result<Vec<_>, _>>()).await??;
-            let rows = run(&self.tokens.queue, Role::Retriever, sequences).await?;
+            let rows = self.tokens.run(sequences).await?;
             let vector = |(at, (row, length))| {
                 // The model has nothing to say about the text: so it is with a text of end tokens only, where training
                 // left their embedding at zero.
@@ -79,26 +80,28 @@ impl Reranker for LocalReranker {
                 candidates.iter().enumerate().map(pair).collect::<Result<Vec<_>, _>>()
             };
             let sequences = self.tokens.work(encode).await??;
-            let rows = run(&self.tokens.queue, Role::Reranker, sequences).await?;
+            let rows = self.tokens.run(sequences).await?;
             Ok(rows.into_iter().map(|row| sigmoid(row[0])).collect())
         }
         .boxed()
     }
 }
 
-/// A tokenizer, and the queue that its tokens go to.
+/// A tokenizer, the model that its tokens are for, and the queue between them. The two are never parted: tokens of one
+/// revision mean nothing to another.
 #[derive(Debug)]
 pub(crate) struct Tokens {
     tokenizer: Arc<TextTokenizer>,
+    model: Arc<LoadedModel>,
     queue: Arc<Queue>,
     /// Texts are tokenized by at most as many threads as there are cores: more would only take them from the model.
     permits: Arc<Semaphore>,
 }
 
 impl Tokens {
-    pub(crate) fn new(tokenizer: TextTokenizer, queue: Arc<Queue>) -> Self {
+    pub(crate) fn new(tokenizer: TextTokenizer, model: Arc<LoadedModel>, queue: Arc<Queue>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { tokenizer: Arc::new(tokenizer), queue, permits: Arc::new(Semaphore::new(cores)) }
+        Self { tokenizer: Arc::new(tokenizer), model, queue, permits: Arc::new(Semaphore::new(cores)) }
     }
 
     /// Runs `encode` on a thread that may block: a long text would hold up every other request otherwise. Refused at
@@ -114,24 +117,24 @@ impl Tokens {
         };
         tokio::task::spawn_blocking(work).await.map_err(|e| EngineError::Model(format!("tokenization stopped: {e}")))
     }
-}
 
-/// Queues one job a sequence and waits for all rows, in order.
-async fn run(queue: &Queue, role: Role, sequences: Vec<Vec<u32>>) -> Result<Vec<Vec<f32>>, EngineError> {
-    let (jobs, replies): (Vec<_>, Vec<_>) = sequences
-        .into_iter()
-        .map(|tokens| {
-            let (reply, receiver) = oneshot::channel();
-            (Job { tokens, reply }, receiver)
-        })
-        .unzip();
-    queue.push(role, jobs)?;
-    let mut rows = Vec::with_capacity(replies.len());
-    for reply in replies {
-        // A replica that ends drops its jobs' senders.
-        rows.push(reply.await.map_err(|_| EngineError::ShuttingDown)??);
+    /// Queues one job a sequence and waits for all rows, in order.
+    async fn run(&self, sequences: Vec<Vec<u32>>) -> Result<Vec<Vec<f32>>, EngineError> {
+        let (jobs, replies): (Vec<_>, Vec<_>) = sequences
+            .into_iter()
+            .map(|tokens| {
+                let (reply, receiver) = oneshot::channel();
+                (Job { model: self.model.clone(), tokens, reply }, receiver)
+            })
+            .unzip();
+        self.queue.push(jobs)?;
+        let mut rows = Vec::with_capacity(replies.len());
+        for reply in replies {
+            // A replica that ends drops its jobs' senders.
+            rows.push(reply.await.map_err(|_| EngineError::ShuttingDown)??);
+        }
+        Ok(rows)
     }
-    Ok(rows)
 }
 
 fn encode_error(field: &'static str, index: Option<usize>, error: &EncodeError) -> EngineError {
@@ -156,7 +159,7 @@ fn kept_dimensions(index: usize, asked: Option<usize>, all: usize) -> Result<usi
 
 /// The first `length` components, scaled to length 1 (Matryoshka: Kusupati et al. 2022,
 /// <https://arxiv.org/abs/2205.13147>). `None` where they are all zero.
-fn unit_vector(mut row: Vec<f32>, length: usize) -> Option<Embedding> {
+pub(crate) fn unit_vector(mut row: Vec<f32>, length: usize) -> Option<Embedding> {
     row.truncate(length);
     // In f64, squares of f32 can neither overflow nor vanish.
     let norm = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();

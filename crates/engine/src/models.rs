@@ -19,8 +19,20 @@ impl Models {
     /// Where both models stand, the embedder first.
     pub fn status(&self) -> [ModelStatus; 2] {
         [
-            ModelStatus { role: Role::Retriever, source: self.retriever_source.clone(), state: self.retriever.state() },
-            ModelStatus { role: Role::Reranker, source: self.reranker_source.clone(), state: self.reranker.state() },
+            ModelStatus {
+                role: Role::Retriever,
+                source: self.retriever_source.clone(),
+                state: self.retriever.state(),
+                revision: self.retriever.get().ok().map(|retriever| retriever.info().revision.clone()),
+                reload: self.retriever.reload(),
+            },
+            ModelStatus {
+                role: Role::Reranker,
+                source: self.reranker_source.clone(),
+                state: self.reranker.state(),
+                revision: self.reranker.get().ok().map(|reranker| reranker.info().revision.clone()),
+                reload: self.reranker.reload(),
+            },
         ]
     }
 }

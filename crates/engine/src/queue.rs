@@ -2,17 +2,22 @@
 //!
 //! It has a lane a model, served in turn, so that a long rerank does not hold single embeds up. It is bounded in tokens,
 //! since tokens are what a device spends its time on. Jobs whose caller has gone away are dropped when they are met.
+//!
+//! A job names the loaded model that its tokens were made for. While one revision follows another, a lane holds jobs of
+//! both; a batch never does.
 
-use crate::{EngineError, Role, packer};
+use crate::{EngineError, Role, loaded::LoadedModel, packer};
 use std::{
     collections::VecDeque,
-    sync::{Condvar, Mutex, MutexGuard},
+    sync::{Arc, Condvar, Mutex, MutexGuard},
 };
 use tokio::sync::oneshot;
 
 /// Tokens that go through a model, and where their row of output goes.
 #[derive(Debug)]
 pub(crate) struct Job {
+    /// The model whose tokenizer gave the tokens.
+    pub(crate) model: Arc<LoadedModel>,
     pub(crate) tokens: Vec<u32>,
     pub(crate) reply: oneshot::Sender<Result<Vec<f32>, EngineError>>,
 }
@@ -20,7 +25,7 @@ pub(crate) struct Job {
 /// What a replica runs next: jobs of one model, in order of arrival.
 #[derive(Debug)]
 pub(crate) struct Work {
-    pub(crate) role: Role,
+    pub(crate) model: Arc<LoadedModel>,
     pub(crate) jobs: Vec<Job>,
 }
 
@@ -40,8 +45,6 @@ struct State {
     closed: bool,
 }
 
-const ROLES: [Role; 2] = [Role::Retriever, Role::Reranker];
-
 const fn lane_of(role: Role) -> usize {
     match role {
         Role::Retriever => 0,
@@ -56,15 +59,20 @@ impl Queue {
 
     /// Queues all of `jobs` or none. A request larger than the whole queue is admitted when nothing else waits: it could
     /// never run otherwise.
-    pub(crate) fn push(&self, role: Role, jobs: Vec<Job>) -> Result<(), EngineError> {
+    pub(crate) fn push(&self, jobs: Vec<Job>) -> Result<(), EngineError> {
         let tokens: usize = jobs.iter().map(|job| job.tokens.len()).sum();
         let mut state = self.lock();
         self.admit(&mut state, tokens)?;
         state.queued_tokens += tokens;
-        state.lanes[lane_of(role)].extend(jobs);
+        jobs.into_iter().for_each(|job| state.lanes[lane_of(job.model.role())].push_back(job));
         drop(state);
         self.arrived.notify_all();
         Ok(())
+    }
+
+    /// Whether it refuses new work for good.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.lock().closed
     }
 
     /// Whether a request of any size would be refused now: a cheap question, before work is put into one.
@@ -129,14 +137,13 @@ impl State {
             let lane = (self.last_served + turn) % self.lanes.len();
             self.drop_abandoned(lane);
             let queue = &mut self.lanes[lane];
-            let count = packer::fitting(queue.iter().map(|job| job.tokens.len()), tokens_max);
-            if count == 0 {
-                continue;
-            }
+            let Some(model) = queue.front().map(|job| Arc::clone(&job.model)) else { continue };
+            let alike = queue.iter().take_while(|job| Arc::ptr_eq(&job.model, &model));
+            let count = packer::fitting(alike.map(|job| job.tokens.len()), tokens_max);
             let jobs: Vec<Job> = queue.drain(..count).collect();
             self.queued_tokens -= jobs.iter().map(|job| job.tokens.len()).sum::<usize>();
             self.last_served = lane;
-            return Some(Work { role: ROLES[lane], jobs });
+            return Some(Work { model, jobs });
         }
         None
     }
@@ -157,23 +164,35 @@ impl State {
 mod tests {
     use super::*;
 
-    fn job(tokens: usize) -> (Job, oneshot::Receiver<Result<Vec<f32>, EngineError>>) {
+    type Reply = oneshot::Receiver<Result<Vec<f32>, EngineError>>;
+
+    fn model(role: Role) -> Arc<LoadedModel> {
+        Arc::new(LoadedModel::new(role, Vec::new()))
+    }
+
+    fn job(model: &Arc<LoadedModel>, tokens: usize) -> (Job, Reply) {
         let (reply, receiver) = oneshot::channel();
-        (Job { tokens: vec![7; tokens], reply }, receiver)
+        (Job { model: model.clone(), tokens: vec![7; tokens], reply }, receiver)
+    }
+
+    fn embed(tokens: usize) -> (Job, Reply) {
+        job(&model(Role::Retriever), tokens)
     }
 
     fn lengths(work: Option<Work>) -> (Role, Vec<usize>) {
         let work = work.expect("work");
-        (work.role, work.jobs.iter().map(|job| job.tokens.len()).collect())
+        assert!(work.jobs.iter().all(|job| Arc::ptr_eq(&job.model, &work.model)));
+        (work.model.role(), work.jobs.iter().map(|job| job.tokens.len()).collect())
     }
 
     #[test]
     fn packs_in_order_and_takes_turns() {
         let queue = Queue::new(1000, 10);
-        let (rerank, _r): (Vec<_>, Vec<_>) = [6, 6, 6].map(job).into_iter().unzip();
-        let (embed, _e): (Vec<_>, Vec<_>) = [4, 4, 4].map(job).into_iter().unzip();
-        queue.push(Role::Reranker, rerank).unwrap();
-        queue.push(Role::Retriever, embed).unwrap();
+        let (reranker, retriever) = (model(Role::Reranker), model(Role::Retriever));
+        let (rerank, _r): (Vec<_>, Vec<_>) = [6, 6, 6].map(|tokens| job(&reranker, tokens)).into_iter().unzip();
+        let (embed, _e): (Vec<_>, Vec<_>) = [4, 4, 4].map(|tokens| job(&retriever, tokens)).into_iter().unzip();
+        queue.push(rerank).unwrap();
+        queue.push(embed).unwrap();
         assert_eq!(lengths(queue.take()), (Role::Reranker, vec![6]));
         assert_eq!(lengths(queue.take()), (Role::Retriever, vec![4, 4]));
         assert_eq!(lengths(queue.take()), (Role::Reranker, vec![6]));
@@ -182,42 +201,59 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_is_of_one_revision_and_order_is_kept() {
+        let queue = Queue::new(1000, 10);
+        let (old, new) = (model(Role::Retriever), model(Role::Retriever));
+        // Requests that began before the flip may be queued after those that began later.
+        let (jobs, _replies): (Vec<_>, Vec<_>) = [(&old, 1), (&old, 2), (&new, 3), (&old, 4), (&new, 5), (&new, 5)]
+            .map(|(m, n)| job(m, n))
+            .into_iter()
+            .unzip();
+        queue.push(jobs).unwrap();
+        for (model, expected) in [(&old, vec![1, 2]), (&new, vec![3]), (&old, vec![4]), (&new, vec![5, 5])] {
+            let work = queue.take();
+            assert!(work.as_ref().is_some_and(|work| Arc::ptr_eq(&work.model, model)));
+            assert_eq!(lengths(work), (Role::Retriever, expected));
+        }
+    }
+
+    #[test]
     fn refuses_what_does_not_fit_whole() {
         let queue = Queue::new(10, 10);
-        let (first, _a) = job(8);
-        queue.push(Role::Retriever, vec![first]).unwrap();
-        let (second, third) = (job(2), job(1));
-        let refused = queue.push(Role::Retriever, vec![second.0, third.0]);
+        let (first, _a) = embed(8);
+        queue.push(vec![first]).unwrap();
+        let (second, third) = (embed(2), embed(1));
+        let refused = queue.push(vec![second.0, third.0]);
         assert_eq!(refused, Err(EngineError::Overloaded { retry_after_s: 1 }));
         assert_eq!(lengths(queue.take()), (Role::Retriever, vec![8]));
-        let (large, _b) = job(50);
-        queue.push(Role::Retriever, vec![large]).unwrap();
+        let (large, _b) = embed(50);
+        queue.push(vec![large]).unwrap();
         assert_eq!(lengths(queue.take()), (Role::Retriever, vec![50]));
     }
 
     #[test]
     fn forgets_jobs_nobody_waits_for_and_frees_their_place() {
         let queue = Queue::new(10, 10);
-        let (gone, receiver) = job(9);
-        queue.push(Role::Retriever, vec![gone]).unwrap();
+        let (gone, receiver) = embed(9);
+        queue.push(vec![gone]).unwrap();
         drop(receiver);
-        let (wanted, _r) = job(3);
-        queue.push(Role::Reranker, vec![wanted]).unwrap();
+        let (wanted, _r) = job(&model(Role::Reranker), 3);
+        queue.push(vec![wanted]).unwrap();
         assert_eq!(lengths(queue.take()), (Role::Reranker, vec![3]));
-        let (late, receiver) = job(2);
-        queue.push(Role::Retriever, vec![late]).unwrap();
+        let (late, receiver) = embed(2);
+        queue.push(vec![late]).unwrap();
         drop(receiver);
         queue.close();
         assert!(queue.take().is_none());
-        let (late, _l) = job(1);
-        assert_eq!(queue.push(Role::Retriever, vec![late]), Err(EngineError::ShuttingDown));
+        let (late, _l) = embed(1);
+        assert_eq!(queue.push(vec![late]), Err(EngineError::ShuttingDown));
     }
 
     #[test]
     fn serves_what_is_queued_after_closing() {
         let queue = Queue::new(10, 10);
-        let (wanted, _r) = job(3);
-        queue.push(Role::Retriever, vec![wanted]).unwrap();
+        let (wanted, _r) = embed(3);
+        queue.push(vec![wanted]).unwrap();
         queue.close();
         assert_eq!(lengths(queue.take()), (Role::Retriever, vec![3]));
         assert!(queue.take().is_none());
@@ -226,8 +262,8 @@ mod tests {
     #[test]
     fn forgets_what_is_queued_when_abandoned() {
         let queue = Queue::new(10, 10);
-        let (unlucky, receiver) = job(3);
-        queue.push(Role::Retriever, vec![unlucky]).unwrap();
+        let (unlucky, receiver) = embed(3);
+        queue.push(vec![unlucky]).unwrap();
         queue.abandon();
         assert!(receiver.blocking_recv().is_err());
         assert!(queue.take().is_none());

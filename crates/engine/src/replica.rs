@@ -1,64 +1,52 @@
-//! A replica: the models on one device, and the one thread that runs them.
+//! A replica: one device, and the one thread that runs models on it.
 
 use crate::{
-    EngineError, Role,
+    EngineError,
+    loaded::LoadedModel,
     queue::{Job, Queue, Work},
 };
 use nexus_compute::PackedBatch;
 use nexus_models::PackedModel;
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, OnceLock},
+    sync::Arc,
     thread::JoinHandle,
 };
 
-/// The models of a replica, each there once it is loaded.
-#[derive(Default)]
-pub(crate) struct ReplicaModels {
-    retriever: OnceLock<Box<dyn PackedModel>>,
-    reranker: OnceLock<Box<dyn PackedModel>>,
-}
-
-impl ReplicaModels {
-    /// Puts a model in its place. Jobs for it are queued only afterwards.
-    pub(crate) fn install(&self, role: Role, model: Box<dyn PackedModel>) {
-        // A second install would be a mistake of the loader; the first model stays.
-        let _ = self.place(role).set(model);
-    }
-
-    fn place(&self, role: Role) -> &OnceLock<Box<dyn PackedModel>> {
-        match role {
-            Role::Retriever => &self.retriever,
-            Role::Reranker => &self.reranker,
-        }
-    }
-}
-
-/// Starts the thread that serves `queue` until it is closed and empty.
-pub(crate) fn spawn(name: &str, models: Arc<ReplicaModels>, queue: Arc<Queue>) -> std::io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-        while let Some(Work { role, jobs }) = queue.take() {
-            match run(&models, role, &jobs) {
+/// Starts the thread of replica number `replica`, which serves `queue` until it is closed and empty.
+pub(crate) fn spawn(replica: usize, queue: Arc<Queue>) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("replica-{replica}")).spawn(move || {
+        while let Some(Work { model, jobs }) = queue.take() {
+            let answer = on(&model, replica).and_then(|copy| {
+                let sequences: Vec<&[u32]> = jobs.iter().map(|job| job.tokens.as_slice()).collect();
+                forward(copy, &sequences)
+            });
+            match answer {
                 Ok(rows) => jobs.into_iter().zip(rows).for_each(|(job, row)| reply(job, finite(row))),
-                Err(error) => jobs.into_iter().for_each(|job| reply(job, Err(error.clone()))),
+                Err(detail) => {
+                    let error = EngineError::Model(format!("the {} failed: {detail}", model.role().name()));
+                    jobs.into_iter().for_each(|job| reply(job, Err(error.clone())));
+                }
             }
         }
     })
 }
 
-fn run(models: &ReplicaModels, role: Role, jobs: &[Job]) -> Result<Vec<Vec<f32>>, EngineError> {
-    let failed = |detail: String| EngineError::Model(format!("the {} failed: {detail}", role.name()));
-    let model = models.place(role).get().ok_or_else(|| failed("it is not loaded".into()))?;
-    let sequences: Vec<&[u32]> = jobs.iter().map(|job| job.tokens.as_slice()).collect();
-    let batch = PackedBatch::new(&sequences).map_err(|e| failed(e.to_string()))?;
+fn on(model: &LoadedModel, replica: usize) -> Result<&dyn PackedModel, String> {
+    model.on(replica).ok_or_else(|| format!("it has no copy on replica {replica}"))
+}
+
+/// One row a sequence; or what stopped the model.
+pub(crate) fn forward(model: &dyn PackedModel, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>, String> {
+    let batch = PackedBatch::new(sequences).map_err(|e| e.to_string())?;
     // A panic in a kernel is a bug, but the requests of this batch are the only ones it may cost.
     let output = catch_unwind(AssertUnwindSafe(|| model.forward(&batch)))
-        .map_err(|_| failed("it panicked; the log has the place".into()))?
-        .map_err(|e| failed(e.to_string()))?;
+        .map_err(|_| "it panicked; the log has the place".to_owned())?
+        .map_err(|e| e.to_string())?;
     Ok(output.chunks_exact(model.output_columns()).map(<[f32]>::to_vec).collect())
 }
 
-fn finite(row: Vec<f32>) -> Result<Vec<f32>, EngineError> {
+pub(crate) fn finite(row: Vec<f32>) -> Result<Vec<f32>, EngineError> {
     if row.iter().all(|x| x.is_finite()) {
         Ok(row)
     } else {
@@ -74,6 +62,7 @@ fn reply(job: Job, result: Result<Vec<f32>, EngineError>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Role;
     use nexus_compute::ComputeError;
     use tokio::sync::oneshot;
 
@@ -98,9 +87,8 @@ mod tests {
     /// What each batch of sequences gives, one batch after another through one replica.
     fn answers(batches: &[&[u32]]) -> Vec<Vec<Result<f32, String>>> {
         let queue = Arc::new(Queue::new(1000, 1000));
-        let models = Arc::new(ReplicaModels::default());
-        models.install(Role::Retriever, Box::new(Fake));
-        let replica = spawn("test", models, queue.clone()).unwrap();
+        let model = Arc::new(LoadedModel::new(Role::Retriever, vec![Box::new(Fake)]));
+        let replica = spawn(0, queue.clone()).unwrap();
         let answers = batches
             .iter()
             .map(|batch| {
@@ -108,10 +96,10 @@ mod tests {
                     .iter()
                     .map(|&token| {
                         let (reply, receiver) = oneshot::channel();
-                        (Job { tokens: vec![token, 1], reply }, receiver)
+                        (Job { model: model.clone(), tokens: vec![token, 1], reply }, receiver)
                     })
                     .unzip();
-                queue.push(Role::Retriever, jobs).unwrap();
+                queue.push(jobs).unwrap();
                 let answer = |reply: oneshot::Receiver<Result<Vec<f32>, EngineError>>| {
                     reply.blocking_recv().unwrap().map(|row| row[0]).map_err(|e| e.to_string())
                 };
@@ -135,13 +123,58 @@ mod tests {
     }
 
     #[test]
-    fn a_model_that_is_not_there_is_an_error() {
+    fn a_model_without_a_copy_is_an_error() {
         let queue = Arc::new(Queue::new(1000, 1000));
-        let replica = spawn("test", Arc::default(), queue.clone()).unwrap();
+        let replica = spawn(0, queue.clone()).unwrap();
+        let model = Arc::new(LoadedModel::new(Role::Reranker, Vec::new()));
         let (reply, receiver) = oneshot::channel();
-        queue.push(Role::Reranker, vec![Job { tokens: vec![1], reply }]).unwrap();
+        queue.push(vec![Job { model, tokens: vec![1], reply }]).unwrap();
         let error = receiver.blocking_recv().unwrap().unwrap_err();
-        assert_eq!(error.to_string(), "the reranker failed: it is not loaded");
+        assert_eq!(error.to_string(), "the reranker failed: it has no copy on replica 0");
+        queue.close();
+        replica.join().unwrap();
+    }
+
+    /// Waits in `forward` until it is told to go on.
+    struct Held(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
+
+    impl PackedModel for Held {
+        fn output_columns(&self) -> usize {
+            1
+        }
+
+        fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ComputeError> {
+            self.0.lock().unwrap().recv().unwrap();
+            Ok(vec![1.0; batch.ranges().count()])
+        }
+    }
+
+    #[test]
+    fn the_weights_go_with_the_last_job_and_not_before() {
+        let queue = Arc::new(Queue::new(1000, 1));
+        let replica = spawn(0, queue.clone()).unwrap();
+        let (go_on, held) = std::sync::mpsc::channel();
+        let model = Arc::new(LoadedModel::new(Role::Retriever, vec![Box::new(Held(held.into()))]));
+        let alive = model.alive();
+        let (jobs, replies): (Vec<_>, Vec<_>) = (0..2)
+            .map(|_| {
+                let (reply, receiver) = oneshot::channel();
+                (Job { model: model.clone(), tokens: vec![1], reply }, receiver)
+            })
+            .unzip();
+        queue.push(jobs).unwrap();
+        // From here on, only the jobs hold it.
+        drop(model);
+        for reply in replies {
+            assert!(alive.upgrade().is_some());
+            go_on.send(()).unwrap();
+            assert_eq!(reply.blocking_recv().unwrap(), Ok(vec![1.0]));
+        }
+        let started = std::time::Instant::now();
+        while alive.upgrade().is_some() {
+            assert!(started.elapsed() < std::time::Duration::from_secs(60), "the weights are still held");
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
         queue.close();
         replica.join().unwrap();
     }

@@ -1,6 +1,7 @@
-//! A place for something that loads in the background.
+//! A place for something that loads in the background, and may be replaced while it serves.
 
-use std::sync::{Arc, RwLock, RwLockReadGuard};
+use crate::Revision;
+use std::sync::{Arc, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Which of the two models.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -35,9 +36,32 @@ pub enum ModelState {
     },
     /// Usable.
     Ready,
-    /// Will never be usable in this process.
+    /// Not usable, unless a reload repairs it.
     Failed {
         /// What went wrong, with file and tensor where there is one.
+        reason: String,
+    },
+}
+
+/// Where the last reload of a model stands. Whatever it is, the revision that serves goes on serving.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReloadState {
+    /// Under way.
+    Loading {
+        /// What is being done: `reading weights`.
+        stage: &'static str,
+        /// How far, in bytes, or 0 where that is not known.
+        bytes_done: u64,
+        /// Out of how many bytes, or 0 where that is not known.
+        bytes_total: u64,
+    },
+    /// A new revision serves.
+    Swapped,
+    /// There was none.
+    Unchanged,
+    /// There was one, or may have been, and it can not serve.
+    Failed {
+        /// What went wrong.
         reason: String,
     },
 }
@@ -51,6 +75,10 @@ pub struct ModelStatus {
     pub source: String,
     /// Where it stands.
     pub state: ModelState,
+    /// Which revision serves, if one does.
+    pub revision: Option<Revision>,
+    /// How the last reload went, if there was one.
+    pub reload: Option<ReloadState>,
 }
 
 /// Holds a `T` once it is there, and tells how far it is until then.
@@ -61,6 +89,7 @@ pub struct Slot<T: ?Sized> {
 struct Inner<T: ?Sized> {
     state: ModelState,
     value: Option<Arc<T>>,
+    reload: Option<ReloadState>,
 }
 
 impl<T: ?Sized> std::fmt::Debug for Slot<T> {
@@ -75,6 +104,7 @@ impl<T: ?Sized> Default for Slot<T> {
             inner: RwLock::new(Inner {
                 state: ModelState::Loading { stage: "waiting", bytes_done: 0, bytes_total: 0 },
                 value: None,
+                reload: None,
             }),
         }
     }
@@ -92,27 +122,46 @@ impl<T: ?Sized> Slot<T> {
         self.read().state.clone()
     }
 
+    /// How the last reload went, if there was one.
+    pub fn reload(&self) -> Option<ReloadState> {
+        self.read().reload.clone()
+    }
+
     /// Reports progress.
     pub fn loading(&self, stage: &'static str, bytes_done: u64, bytes_total: u64) {
         self.set(ModelState::Loading { stage, bytes_done, bytes_total }, None);
     }
 
-    /// The value is there.
+    /// The value is there. Who got another one before keeps it; who asks from now on gets this one.
     pub fn ready(&self, value: Arc<T>) {
         self.set(ModelState::Ready, Some(value));
     }
 
-    /// There will be no value.
+    /// There is no value.
     pub fn failed(&self, reason: String) {
         self.set(ModelState::Failed { reason }, None);
     }
 
+    /// Reports a reload. The value and its state stay what they are.
+    pub fn reloading(&self, reload: ReloadState) {
+        self.write().reload = Some(reload);
+    }
+
     fn set(&self, state: ModelState, value: Option<Arc<T>>) {
-        // No code panics while it holds the lock, and a state that was written whole is valid whatever happened since.
-        *self.inner.write().unwrap_or_else(|e| e.into_inner()) = Inner { state, value };
+        let mut inner = self.write();
+        inner.state = state;
+        let old = std::mem::replace(&mut inner.value, value);
+        drop(inner);
+        // Outside of the lock, whatever it takes.
+        drop(old);
     }
 
     fn read(&self) -> RwLockReadGuard<'_, Inner<T>> {
+        // No code panics while it holds the lock, and a state that was written whole is valid whatever happened since.
         self.inner.read().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, Inner<T>> {
+        self.inner.write().unwrap_or_else(|e| e.into_inner())
     }
 }

@@ -1,64 +1,19 @@
 //! An engine over real (tiny) models on the reference backend: loading in the background, and what it answers.
 
+mod support;
+
 use futures::{FutureExt, future::BoxFuture};
 use nexus_compute::reference::Reference;
-use nexus_engine::{EmbedItem, Engine, EngineError, EngineOptions, ModelSource, ModelState, OpenedModel, Role};
-use nexus_models::ModelFiles;
+use nexus_engine::{EmbedItem, Engine, EngineError, EngineOptions, ModelSource, ModelState, Role};
 use nexus_storage::NoCache;
-use std::{
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::{Duration, Instant},
-};
-use tempfile::TempDir;
+use std::sync::Arc;
+use support::{item, model, source, wait};
 
 const OPTIONS: EngineOptions =
     EngineOptions { batch_tokens_max: 64, queue_tokens_max: 10_000, text_tokens_max: 32, numeric_format: "f32" };
 
-/// A golden model beside a tokenizer cut to its vocabulary.
-fn model(case: &str, tokenizer: &str) -> TempDir {
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/tests/golden");
-    let folder = tempfile::tempdir().unwrap();
-    for name in ["config.json", "model.safetensors"] {
-        std::fs::copy(golden.join(case).join(name), folder.path().join(name)).unwrap();
-    }
-    let read = |path: PathBuf| -> serde_json::Value { serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap() };
-    let rows = read(folder.path().join("config.json"))["vocab_size"].as_u64().unwrap();
-    let mut json = read(golden.join(format!("tokenizers/{tokenizer}.tokenizer.json")));
-    json["model"]["merges"] = serde_json::json!([]);
-    json["model"]["vocab"].as_object_mut().unwrap().retain(|_, id| id.as_u64().unwrap() < rows);
-    std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
-    folder
-}
-
-fn source(folder: PathBuf) -> ModelSource {
-    ModelSource {
-        name: folder.display().to_string(),
-        open: Box::new(move |_| {
-            Ok(OpenedModel { files: ModelFiles::open(&folder)?, model_digest: [1; 32], tokenizer_digest: [2; 32] })
-        }),
-    }
-}
-
 fn start(retriever: ModelSource, reranker: ModelSource) -> Engine {
     Engine::start(Arc::new(Reference), OPTIONS, Arc::new(NoCache::new()), retriever, reranker).unwrap()
-}
-
-fn wait(engine: &Engine, role: Role) -> ModelState {
-    let started = Instant::now();
-    loop {
-        let status = engine.models().status().into_iter().find(|s| s.role == role).unwrap();
-        match status.state {
-            ModelState::Loading { .. } if started.elapsed() < Duration::from_secs(60) => {
-                std::thread::sleep(Duration::from_millis(5));
-            }
-            state => return state,
-        }
-    }
-}
-
-fn item(text: &str) -> EmbedItem {
-    EmbedItem { text: text.into(), instruction: None, dimensions: None }
 }
 
 #[tokio::test]
@@ -113,7 +68,7 @@ async fn asks_for_what_the_model_has() {
 #[test]
 fn one_model_that_fails_leaves_the_other() {
     let embedder = model("qwen3-gqa-f32", "qwen");
-    let panics = ModelSource { name: "panics".into(), open: Box::new(|_| panic!("deliberate")) };
+    let panics = ModelSource { name: "panics".into(), open: Arc::new(|_| panic!("deliberate")) };
     let engine = start(source(embedder.path().into()), panics);
     assert_eq!(wait(&engine, Role::Retriever), ModelState::Ready);
     let ModelState::Failed { reason } = wait(&engine, Role::Reranker) else { panic!("it loaded") };

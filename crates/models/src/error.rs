@@ -15,6 +15,14 @@ pub enum LoadError {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// A file that was on its way will not come.
+    #[error("{file} did not arrive: {source}")]
+    NotArrived {
+        /// The file.
+        file: String,
+        /// What whoever brings it said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// A file that every model of this kind has is not there.
     #[error("{folder} has no {file}: {hint}")]
     MissingFile {

@@ -1,10 +1,22 @@
-//! The files of a model: a folder mapped into memory, or bytes that the binary carries.
+//! The files of a model: a folder mapped into memory, a folder whose weights are still on their way, or bytes that the
+//! binary carries.
 //!
 //! This is the one place of the crate with `unsafe`, for the memory map.
 
 use crate::LoadError;
 use memmap2::Mmap;
-use std::{collections::BTreeMap, fmt, fs::File, path::Path};
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    fmt,
+    fs::File,
+    path::{Path, PathBuf},
+    sync::{Arc, OnceLock},
+};
+
+/// Blocks until the file of a name is complete in its folder, and says why where that will never be. Called for one name
+/// more than once, and from several threads.
+pub type WaitForFile = Arc<dyn Fn(&str) -> Result<(), Box<dyn Error + Send + Sync>> + Send + Sync>;
 
 /// The files of a model by name (`config.json`, `model.safetensors`). Names may hold one folder: `1_Pooling/config.json`.
 pub struct ModelFiles {
@@ -16,7 +28,17 @@ enum Bytes {
     Static(&'static [u8]),
     Mapped(Mmap),
     Owned(Vec<u8>),
+    Arriving(Arriving),
 }
+
+/// A file that is waited for when somebody needs it.
+struct Arriving {
+    path: PathBuf,
+    wait: WaitForFile,
+    content: OnceLock<Box<Bytes>>,
+}
+
+const POOLING: &str = "1_Pooling/config.json";
 
 impl ModelFiles {
     /// Files that the binary carries.
@@ -47,12 +69,46 @@ impl ModelFiles {
             };
             files.insert(name.to_owned(), bytes);
         }
-        const POOLING: &str = "1_Pooling/config.json";
         let pooling = folder.join(POOLING);
         if pooling.is_file() {
             files.insert(POOLING.to_owned(), Bytes::Owned(std::fs::read(&pooling).map_err(read_error(&pooling))?));
         }
         Ok(Self { folder: folder.display().to_string(), files })
+    }
+
+    /// The files of `names` in a folder into which they are being brought: `wait` tells when one is complete. What is not
+    /// weights is small, and is waited for and read here. A safetensors file is waited for when it is first needed, so
+    /// that the weights of one file are prepared while the next is on its way.
+    ///
+    /// Names that [`ModelFiles::open`] would not look at are left out. A file that is complete must not change any more,
+    /// as there.
+    ///
+    /// # Errors
+    ///
+    /// When a small file does not come or can not be read.
+    pub fn arriving<'a>(
+        folder: &Path,
+        names: impl IntoIterator<Item = &'a str>,
+        wait: &WaitForFile,
+    ) -> Result<Self, LoadError> {
+        let mut files = BTreeMap::new();
+        for name in names {
+            let path = folder.join(name);
+            if name.ends_with(".safetensors") && !name.contains('/') {
+                let arriving = Arriving { path, wait: wait.clone(), content: OnceLock::new() };
+                files.insert(name.to_owned(), Bytes::Arriving(arriving));
+            } else if name == POOLING || name.ends_with(".json") && !name.contains('/') {
+                wait(name).map_err(|source| LoadError::NotArrived { file: path.display().to_string(), source })?;
+                let content = std::fs::read(&path).map_err(|source| LoadError::Read { path, source })?;
+                files.insert(name.to_owned(), Bytes::Owned(content));
+            }
+        }
+        Ok(Self { folder: folder.display().to_string(), files })
+    }
+
+    /// Whether some file may still be on its way.
+    pub(crate) fn may_arrive(&self) -> bool {
+        self.files.values().any(|bytes| matches!(bytes, Bytes::Arriving(arriving) if arriving.content.get().is_none()))
     }
 
     /// Where the files are, for people.
@@ -65,27 +121,42 @@ impl ModelFiles {
         format!("{}/{name}", self.folder.trim_end_matches('/'))
     }
 
-    /// The content of a file.
+    /// The content of a file that is here. `None`, too, for a file on its way that nobody has waited for:
+    /// [`ModelFiles::require`] waits.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        Some(match self.files.get(name)? {
-            Bytes::Static(bytes) => bytes,
-            Bytes::Mapped(map) => map,
-            Bytes::Owned(bytes) => bytes,
-        })
+        self.files.get(name)?.here()
     }
 
-    /// The content of a file that has to be there.
+    /// The content of a file that has to be there; waits for one that is on its way.
     pub fn require(&self, name: &str, hint: &'static str) -> Result<&[u8], LoadError> {
-        self.get(name).ok_or_else(|| LoadError::MissingFile {
-            folder: self.folder.clone(),
-            file: name.to_owned(),
-            hint,
-        })
+        let missing = || LoadError::MissingFile { folder: self.folder.clone(), file: name.to_owned(), hint };
+        let bytes = self.files.get(name).ok_or_else(missing)?;
+        if let Bytes::Arriving(arriving) = bytes
+            && arriving.content.get().is_none()
+        {
+            let Arriving { path, wait, content } = arriving;
+            wait(name).map_err(|source| LoadError::NotArrived { file: self.describe(name), source })?;
+            let mapped = map(path).map_err(|source| LoadError::Read { path: path.clone(), source })?;
+            // Whoever waited as well has the same file.
+            let _ = content.set(Box::new(mapped));
+        }
+        bytes.here().ok_or_else(missing)
     }
 
     /// All names, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.files.keys().map(String::as_str)
+    }
+}
+
+impl Bytes {
+    fn here(&self) -> Option<&[u8]> {
+        match self {
+            Bytes::Static(bytes) => Some(bytes),
+            Bytes::Mapped(map) => Some(map),
+            Bytes::Owned(bytes) => Some(bytes),
+            Bytes::Arriving(arriving) => arriving.content.get()?.here(),
+        }
     }
 }
 
@@ -102,7 +173,7 @@ fn map(path: &Path) -> std::io::Result<Bytes> {
         return Ok(Bytes::Owned(Vec::new()));
     }
     // SAFETY: the map is read-only and private to this process. That nobody shortens the file while it is in use is the
-    // documented condition of `open`.
+    // documented condition of `open` and of `arriving`.
     let map = unsafe { Mmap::map(&file)? };
     Ok(Bytes::Mapped(map))
 }

@@ -17,7 +17,7 @@ mod tokenizer;
 mod weights;
 
 pub use error::LoadError;
-pub use files::ModelFiles;
+pub use files::{ModelFiles, WaitForFile};
 pub use registry::{LoadOptions, LoadedEmbedder, LoadedReranker, load_embedder, load_reranker};
 pub use tokenizer::{EncodeError, TextTokenizer};
 pub use weights::Weights;

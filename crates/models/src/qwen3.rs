@@ -112,7 +112,7 @@ impl<B: Backend> Qwen3<B> {
         positions: usize,
         weights: Weights<'_>,
     ) -> Result<Self, LoadError> {
-        let weights = weights.with_prefix(&["", "model."], "embed_tokens.weight");
+        let weights = weights.with_prefix(&["", "model."], "embed_tokens.weight")?;
         let prepare = |tensor: String| move |source| LoadError::Prepare { tensor, source };
         let norm = |name: &str, columns: usize| -> Result<_, LoadError> {
             let weight = backend.prepare_vector(&weights.take(name, &[columns])?).map_err(prepare(name.to_owned()))?;

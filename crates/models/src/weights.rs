@@ -3,13 +3,18 @@
 //! Format: <https://huggingface.co/docs/safetensors>. Headers are parsed and checked by the `safetensors` crate; this
 //! module knows which file holds which tensor, checks shapes and types against what a model asks for, and remembers
 //! what has been taken.
+//!
+//! Where files are still on their way, a shard is waited for when the first tensor is taken that the index has in it: the
+//! tensors of one shard are prepared while the next comes. A model of a single file has no index, and nothing to do before
+//! the file is complete. What takes all headers to know (a tensor twice, a tensor without a place) is checked at once where
+//! all files are here, else when the last tensor has been taken.
 
 use crate::{LoadError, ModelFiles};
 use nexus_compute::{DType, TensorView};
-use safetensors::{Dtype, SafeTensors};
+use safetensors::{Dtype, SafeTensors, tensor::TensorInfo};
 use serde::Deserialize;
 use std::{
-    cell::{Cell, RefCell},
+    cell::{Cell, OnceCell, RefCell},
     collections::{BTreeMap, BTreeSet, HashMap},
     ops::Range,
 };
@@ -20,15 +25,22 @@ const INDEX: &str = "model.safetensors.index.json";
 /// The tensors of a model, borrowed from its files.
 pub struct Weights<'a> {
     files: &'a ModelFiles,
-    tensors: BTreeMap<String, Entry>,
+    /// The file of each tensor, where there is an index.
+    index: BTreeMap<String, String>,
+    /// Bytes of all tensors, where the index tells.
+    bytes_total: Option<u64>,
+    /// All files with tensors, and what is in those that were needed so far.
+    shards: BTreeMap<String, OnceCell<Header>>,
     prefix: &'static str,
     taken: RefCell<BTreeSet<String>>,
     bytes_taken: Cell<u64>,
     progress: &'a dyn Fn(u64, u64),
 }
 
+/// The tensors of one file by name.
+type Header = BTreeMap<String, Entry>;
+
 struct Entry {
-    file: String,
     dtype: Dtype,
     shape: Vec<usize>,
     range: Range<usize>,
@@ -37,37 +49,50 @@ struct Entry {
 #[derive(Deserialize)]
 struct Index {
     weight_map: BTreeMap<String, String>,
+    /// Whatever tools write there; `total_size` is an integer from some, and a float from others.
+    #[serde(default)]
+    metadata: serde_json::Value,
 }
 
 impl<'a> Weights<'a> {
-    /// Reads the headers of `model.safetensors`, or of the shards that `model.safetensors.index.json` names.
+    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names. Headers are read at once if all
+    /// files are here.
     ///
-    /// `progress` is called with bytes taken and bytes in all, whenever a tensor is taken.
+    /// `progress` is called with bytes taken and bytes in all (0: not known yet), whenever a tensor is taken.
     pub fn open(files: &'a ModelFiles, progress: &'a dyn Fn(u64, u64)) -> Result<Self, LoadError> {
-        let mut tensors = BTreeMap::new();
-        if let Some(index) = files.get(INDEX) {
-            let index: Index =
-                serde_json::from_slice(index).map_err(|e| LoadError::malformed(files.describe(INDEX), e))?;
-            let shards: BTreeSet<&String> = index.weight_map.values().collect();
-            for shard in shards {
-                read_header(files, shard, &mut tensors)?;
-            }
-            for (tensor, shard) in &index.weight_map {
-                if tensors.get(tensor).is_none_or(|entry| entry.file != *shard) {
-                    return Err(LoadError::MissingTensor { file: files.describe(shard), tensor: tensor.clone() });
-                }
-            }
-        } else {
-            read_header(files, SINGLE, &mut tensors)?;
+        let (mut index, mut bytes_total) = (BTreeMap::new(), None);
+        if let Some(json) = files.get(INDEX) {
+            let parsed: Index =
+                serde_json::from_slice(json).map_err(|e| LoadError::malformed(files.describe(INDEX), e))?;
+            index = parsed.weight_map;
+            bytes_total = parsed.metadata["total_size"].as_f64().map(|bytes| bytes as u64);
         }
-        Ok(Self { files, tensors, prefix: "", taken: RefCell::default(), bytes_taken: Cell::new(0), progress })
+        let mut shards: BTreeMap<String, OnceCell<Header>> =
+            index.values().map(|shard| (shard.clone(), OnceCell::new())).collect();
+        if files.get(INDEX).is_none() {
+            shards.insert(SINGLE.to_owned(), OnceCell::new());
+        }
+        let (taken, bytes_taken) = Default::default();
+        let weights = Self { files, index, bytes_total, shards, prefix: "", taken, bytes_taken, progress };
+        if !files.may_arrive() {
+            weights.check_headers()?;
+        }
+        Ok(weights)
     }
 
     /// Chooses the prefix of all names: the one of `candidates` under which `probe` exists, else the first.
-    pub fn with_prefix(mut self, candidates: &[&'static str], probe: &str) -> Self {
-        let fits = |prefix: &&&str| self.tensors.contains_key(&format!("{prefix}{probe}"));
-        self.prefix = candidates.iter().find(fits).or(candidates.first()).copied().unwrap_or_default();
-        self
+    pub fn with_prefix(mut self, candidates: &[&'static str], probe: &str) -> Result<Self, LoadError> {
+        let name = |prefix: &str| format!("{prefix}{probe}");
+        // The index answers without a file being waited for.
+        let mut chosen = candidates.iter().find(|prefix| self.index.contains_key(&name(prefix))).copied();
+        for prefix in candidates {
+            if chosen.is_none() && self.find(&name(prefix))?.is_some() {
+                chosen = Some(prefix);
+            }
+        }
+        let chosen = chosen.or(candidates.first().copied());
+        self.prefix = chosen.unwrap_or_default();
+        Ok(self)
     }
 
     /// The tensor `prefix + name`, which must have `shape`.
@@ -77,10 +102,10 @@ impl<'a> Weights<'a> {
 
     /// The tensor with exactly this name, which must have `shape`.
     pub fn take_exact(&self, name: &str, shape: &[usize]) -> Result<TensorView<'_>, LoadError> {
-        let Some(entry) = self.tensors.get(name) else {
+        let Some((shard, entry)) = self.find(name)? else {
             return Err(LoadError::MissingTensor { file: self.main_file(), tensor: name.to_owned() });
         };
-        let file = || self.files.describe(&entry.file);
+        let file = || self.files.describe(shard);
         if entry.shape != shape {
             return Err(LoadError::Shape {
                 file: file(),
@@ -99,7 +124,7 @@ impl<'a> Weights<'a> {
         };
         let view = self
             .files
-            .get(&entry.file)
+            .get(shard)
             .and_then(|bytes| bytes.get(entry.range.clone()))
             .and_then(|bytes| TensorView::new(dtype, &entry.shape, bytes))
             .ok_or_else(|| LoadError::malformed(file(), format!("tensor {name} reaches beyond the end of the file")))?;
@@ -114,17 +139,79 @@ impl<'a> Weights<'a> {
     /// many, or a bias that the configuration does not mention, means that configuration and weights do not belong
     /// together.
     pub fn finish(self, ignored: impl Fn(&str) -> bool) -> Result<(), LoadError> {
+        self.check_headers()?;
         let taken = self.taken.borrow();
-        match self.tensors.iter().find(|(name, _)| !taken.contains(*name) && !ignored(name)) {
+        // The first by name, whichever file it is in.
+        let unused = self.entries().filter(|(_, name, _)| !taken.contains(*name) && !ignored(name));
+        match unused.min_by_key(|(_, name, _)| *name) {
             None => Ok(()),
-            Some((name, entry)) => {
-                Err(LoadError::UnusedTensor { file: self.files.describe(&entry.file), tensor: name.clone() })
+            Some((shard, name, _)) => {
+                Err(LoadError::UnusedTensor { file: self.files.describe(shard), tensor: name.to_owned() })
             }
         }
     }
 
+    /// Bytes that the tensors will take on a device, about: bf16 and f32 stay as they are, f16 is widened to f32. Norms
+    /// and biases that a backend widens, and what it pads, are too little to matter. Waits for all files.
+    pub fn device_bytes(&self) -> Result<u64, LoadError> {
+        self.check_headers()?;
+        let widened = |entry: &Entry| entry.range.len() as u64 * if entry.dtype == Dtype::F16 { 2 } else { 1 };
+        Ok(self.entries().map(|(_, _, entry)| widened(entry)).sum())
+    }
+
+    /// The tensors of a file; reads its header, and waits for it, the first time.
+    fn shard(&self, shard: &str) -> Result<&Header, LoadError> {
+        let missing = || LoadError::malformed(self.main_file(), format!("{shard} is not one of its shards"));
+        let cell = self.shards.get(shard).ok_or_else(missing)?;
+        match cell.get() {
+            Some(header) => Ok(header),
+            None => {
+                let header = read_header(self.files, shard)?;
+                Ok(cell.get_or_init(|| header))
+            }
+        }
+    }
+
+    /// A tensor and its file. What the index does not mention may be in any of them.
+    fn find(&self, name: &str) -> Result<Option<(&str, &Entry)>, LoadError> {
+        if let Some(shard) = self.index.get(name) {
+            let missing = || LoadError::MissingTensor { file: self.files.describe(shard), tensor: name.to_owned() };
+            return Ok(Some((shard, self.shard(shard)?.get(name).ok_or_else(missing)?)));
+        }
+        for shard in self.shards.keys() {
+            if let Some(entry) = self.shard(shard)?.get(name) {
+                return Ok(Some((shard, entry)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Reads all headers, and checks what one alone does not tell.
+    fn check_headers(&self) -> Result<(), LoadError> {
+        let mut names = BTreeSet::new();
+        for shard in self.shards.keys() {
+            if let Some(twice) = self.shard(shard)?.keys().find(|name| !names.insert(name.as_str())) {
+                let detail = format!("tensor {twice} is in more than one shard");
+                return Err(LoadError::malformed(self.files.describe(shard), detail));
+            }
+        }
+        self.index.keys().try_for_each(|name| self.find(name).map(drop))
+    }
+
+    /// File, name and place of each tensor whose header was read.
+    fn entries(&self) -> impl Iterator<Item = (&str, &str, &Entry)> {
+        self.shards.iter().flat_map(|(shard, cell)| {
+            cell.get().into_iter().flatten().map(move |(name, entry)| (shard.as_str(), name.as_str(), entry))
+        })
+    }
+
     fn bytes_total(&self) -> u64 {
-        self.tensors.values().map(|e| e.range.len() as u64).sum()
+        let all_read = self.shards.values().all(|cell| cell.get().is_some());
+        if all_read {
+            self.entries().map(|(_, _, entry)| entry.range.len() as u64).sum()
+        } else {
+            self.bytes_total.unwrap_or(0)
+        }
     }
 
     fn main_file(&self) -> String {
@@ -132,7 +219,7 @@ impl<'a> Weights<'a> {
     }
 }
 
-fn read_header(files: &ModelFiles, name: &str, tensors: &mut BTreeMap<String, Entry>) -> Result<(), LoadError> {
+fn read_header(files: &ModelFiles, name: &str) -> Result<Header, LoadError> {
     let bytes = files.require(
         name,
         "the weights are read from model.safetensors, or from the shards that model.safetensors.index.json names",
@@ -142,20 +229,9 @@ fn read_header(files: &ModelFiles, name: &str, tensors: &mut BTreeMap<String, En
     // Offsets in the header count from its end: 8 bytes of length, then the header itself.
     let start = 8 + header_bytes;
     let infos: HashMap<_, _> = metadata.tensors();
-    for (tensor, info) in infos {
+    let entry = |(tensor, info): (String, &TensorInfo)| {
         let (begin, end) = info.data_offsets;
-        let entry = Entry {
-            file: name.to_owned(),
-            dtype: info.dtype,
-            shape: info.shape.clone(),
-            range: start + begin..start + end,
-        };
-        if tensors.insert(tensor.clone(), entry).is_some() {
-            return Err(LoadError::malformed(
-                files.describe(name),
-                format!("tensor {tensor} is in more than one shard"),
-            ));
-        }
-    }
-    Ok(())
+        (tensor, Entry { dtype: info.dtype, shape: info.shape.clone(), range: start + begin..start + end })
+    };
+    Ok(infos.into_iter().map(entry).collect())
 }

@@ -54,6 +54,7 @@ async fn serve(body: Bytes, port: u16) -> Result<(), Box<dyn Error>> {
         },
         bodies: Budget::new(1 << 30),
         targets: Arc::default(),
+        admin: None,
     };
     let posted = body.clone();
     let route = get(async move || answer(&body)).post(async move |_read: Bytes| answer(&posted));

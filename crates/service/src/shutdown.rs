@@ -1,4 +1,4 @@
-//! When to stop: SIGTERM and SIGINT, and what follows from them.
+//! When to stop: SIGTERM and SIGINT, and what follows from them; and SIGHUP, which asks for something else.
 //!
 //! [`Lifecycle`] is shared by whoever needs to know that the end is near. Deliberately absent: what to do about it
 //! (`http::server` lets requests finish, `cli::serve` flushes the cache).
@@ -96,6 +96,36 @@ impl Signals {
             // Without a way to hear of it, waiting forever is the only honest answer.
             Err(_) => std::future::pending().await,
         }
+    }
+}
+
+/// SIGHUP, by which a service is told to look at its models again.
+#[derive(Debug)]
+pub struct Hangups(#[cfg(unix)] Option<tokio::signal::unix::Signal>);
+
+impl Hangups {
+    /// Takes over the signal; from here on it no longer ends the process. On a terminal it still does: there it says that
+    /// the terminal is gone, and a service that stayed would hold its port unseen.
+    pub fn register() -> std::io::Result<Self> {
+        #[cfg(unix)]
+        {
+            use std::io::IsTerminal as _;
+            use tokio::signal::unix::{SignalKind, signal};
+            let on_terminal = std::io::stderr().is_terminal();
+            Ok(Self((!on_terminal).then(|| signal(SignalKind::hangup())).transpose()?))
+        }
+        #[cfg(not(unix))]
+        Ok(Self())
+    }
+
+    /// Waits for the next one; for ever where it is not taken over.
+    pub async fn next(&mut self) {
+        #[cfg(unix)]
+        if let Some(signal) = &mut self.0 {
+            signal.recv().await;
+            return;
+        }
+        std::future::pending().await
     }
 }
 

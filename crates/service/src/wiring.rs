@@ -1,5 +1,7 @@
 //! Builds models, engine and cache from settings: the one place that knows all concrete types.
 
+#[cfg(feature = "aws")]
+pub mod bucket;
 mod cache;
 #[cfg(feature = "hub")]
 pub mod hub;
@@ -9,7 +11,7 @@ pub mod targets;
 use crate::settings::{CacheSettings, Device, Settings};
 use etcetera::BaseStrategy;
 use nexus_compute::cpu::{Cpu, CpuOptions};
-use nexus_engine::{Engine, EngineOptions, Models};
+use nexus_engine::{Engine, EngineOptions, Models, Reloader};
 use nexus_storage::EmbeddingCache;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,6 +38,11 @@ pub enum StartError {
 }
 
 impl Running {
+    /// What puts new revisions in the models' places.
+    pub fn reloader(&self) -> &Reloader {
+        self.engine.reloader()
+    }
+
     /// Refuses new work, and waits until the cache is written.
     pub async fn shutdown(&self) {
         self.engine.close();

@@ -78,6 +78,10 @@ impl Backend for Faulty {
         format!("{:?}", self.0)
     }
 
+    fn memory_bytes_free(&self) -> Option<u64> {
+        None
+    }
+
     fn prepare_linear(&self, parts: &[TensorView<'_>], bias: &[TensorView<'_>]) -> Result<Linear> {
         let linear = Reference.prepare_linear(parts, bias)?;
         if self.0 == Fault::BiasForgotten { Reference.prepare_linear(parts, &[]) } else { Ok(linear) }

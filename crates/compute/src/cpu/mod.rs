@@ -7,6 +7,7 @@
 mod attention;
 mod buffer;
 mod gemm;
+mod memory;
 mod pool;
 mod rows;
 mod simd;
@@ -114,6 +115,10 @@ impl Backend for Cpu {
     fn name(&self) -> String {
         let threads = self.pool.threads();
         format!("cpu ({}, {threads} thread{})", self.isa.name(), if threads == 1 { "" } else { "s" })
+    }
+
+    fn memory_bytes_free(&self) -> Option<u64> {
+        memory::bytes_free()
     }
 
     fn prepare_linear(&self, parts: &[TensorView<'_>], bias: &[TensorView<'_>]) -> Result<Linear> {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::{Digests, Revision};
 use nexus_storage::CacheStats;
 use std::sync::atomic::AtomicUsize;
 use tokio::sync::Semaphore;
@@ -15,7 +16,8 @@ struct Fake {
 
 impl Fake {
     fn new(permits: usize) -> Arc<Self> {
-        let info = RetrieverInfo { model: "fake".into(), dimensions: 2, window_tokens: 10 };
+        let revision = Revision::of(&Digests { model: [0; 32], tokenizer: [0; 32] }, "last", 10, "f32");
+        let info = RetrieverInfo { model: "fake".into(), revision, dimensions: 2, window_tokens: 10 };
         Arc::new(Self {
             info,
             embedded: AtomicUsize::new(0),

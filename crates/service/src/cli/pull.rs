@@ -103,8 +103,14 @@ fn hub_store(_settings: &Settings, model: &str) -> Result<Box<dyn ModelStore>, F
     Err(Failure::Run(format!("{model}: this build has no model hub (the feature `hub`)")))
 }
 
+#[cfg(feature = "aws")]
+fn s3_store(settings: &Settings, bucket: &str) -> Result<Box<dyn ModelStore>, Failure> {
+    Ok(Box::new(crate::wiring::bucket::store(settings, bucket, "").map_err(Failure::Run)?))
+}
+
+#[cfg(not(feature = "aws"))]
 fn s3_store(_settings: &Settings, bucket: &str) -> Result<Box<dyn ModelStore>, Failure> {
-    Err(Failure::Run(format!("s3://{bucket}: models in S3 are not built into this version")))
+    Err(Failure::Run(format!("s3://{bucket}: this build has no S3 (the feature `aws`)")))
 }
 
 /// Fetches the model; the folder that it is in.

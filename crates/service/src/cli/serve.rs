@@ -1,11 +1,13 @@
 //! `nexus serve`: bind, start loading, answer, and end in order.
 
 use super::{Failure, ServeArgs, ready};
-use crate::http::{self, App, Budget, Limits, Resident, server};
+use crate::http::{self, Admin, App, Budget, Limits, Resident, server};
 use crate::settings::ListenSettings;
-use crate::shutdown::{Lifecycle, Signals};
+use crate::shutdown::{Hangups, Lifecycle, Signals};
 use crate::{telemetry, terminal, wiring};
+use nexus_engine::Reloader;
 use nexus_storage::CacheStats;
+use std::convert::Infallible;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio::time::Instant;
@@ -22,7 +24,9 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
 
 async fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let ServeArgs { http, settings } = args;
-    let mut signals = Signals::register().map_err(|error| Failure::Run(format!("can not watch signals: {error}")))?;
+    let unwatched = |error: std::io::Error| Failure::Run(format!("can not watch signals: {error}"));
+    let mut signals = Signals::register().map_err(unwatched)?;
+    let hangups = Hangups::register().map_err(unwatched)?;
     // The port comes first: /health answers while models load, and a taken port is known before any work is done.
     let listener = bind(&http.listen).await?;
     if settings.models.serves_built_in() {
@@ -40,6 +44,7 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
         limits: Limits::from(http),
         bodies: Budget::new(http.bodies_bytes_max.as_usize()),
         targets,
+        admin: http.admin_token.as_deref().map(|token| Admin::new(token, running.reloader().clone())),
     };
     announce(&listener)?;
 
@@ -71,9 +76,21 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
         }
         failure = signalled => Err(failure),
         () = watching => Ok(()),
+        never = reload_on(hangups, running.reloader()) => match never {},
     };
     terminal::clear();
     ended
+}
+
+/// Reloads the models at each SIGHUP. The engine logs what comes of it.
+async fn reload_on(mut hangups: Hangups, reloader: &Reloader) -> Infallible {
+    loop {
+        hangups.next().await;
+        tracing::info!(signal = "SIGHUP", "reloading the models");
+        if let Err(refused) = reloader.reload().await {
+            tracing::warn!(%refused, "the models are not reloaded");
+        }
+    }
 }
 
 async fn bind(listen: &ListenSettings) -> Result<TcpListener, Failure> {

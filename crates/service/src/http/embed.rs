@@ -3,7 +3,7 @@
 use super::error::{ApiError, BodyRefusals, ModelRefusals, Problem, Step};
 use super::parts::Writer;
 use super::validate::{Fields, Problems};
-use super::{App, body};
+use super::{App, body, revision};
 use axum::extract::{Request, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
@@ -103,7 +103,12 @@ pub(super) struct EmbedBatchResponse {
     operation_id = "embed",
     request_body = EmbedRequest,
     responses(
-        (status = 200, description = "The vector.", body = EmbedResponse),
+        (
+            status = 200,
+            description = "The vector.",
+            body = EmbedResponse,
+            headers(("x-nexus-model-revision" = String, description = "Which revision of the model answered.")),
+        ),
         BodyRefusals,
         ModelRefusals,
     ),
@@ -123,7 +128,12 @@ pub(super) async fn single(State(app): State<Arc<App>>, request: Request) -> Res
     operation_id = "embed_batch",
     request_body = EmbedBatchRequest,
     responses(
-        (status = 200, description = "The vectors, in the order of the items.", body = EmbedBatchResponse),
+        (
+            status = 200,
+            description = "The vectors, in the order of the items.",
+            body = EmbedBatchResponse,
+            headers(("x-nexus-model-revision" = String, description = "Which revision of the model answered.")),
+        ),
         BodyRefusals,
         ModelRefusals,
     ),
@@ -228,7 +238,8 @@ async fn embed(retriever: &dyn Retriever, items: Vec<Item>, form: Form) -> Resul
         return Err(ApiError::internal());
     }
     let bytes = heads.len() * dimensions_max * size_of::<f32>();
-    body::off_runtime(bytes, move || respond(&heads, &embeddings, form)).await?
+    let response = body::off_runtime(bytes, move || respond(&heads, &embeddings, form)).await??;
+    Ok(revision::mark(response, &retriever.info().revision))
 }
 
 async fn embed_all(

@@ -4,7 +4,7 @@ use super::App;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use nexus_engine::{ModelState, ModelStatus};
+use nexus_engine::{ModelState, ModelStatus, Outcome, ReloadState};
 use serde::Serialize;
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -48,10 +48,32 @@ pub(super) struct ModelReadiness {
     bytes_total: Option<u64>,
     /// What went wrong, when it failed.
     detail: Option<String>,
+    /// Which revision of it answers: what `x-nexus-model-revision` says.
+    #[schema(example = "9f86d081884c")]
+    revision: Option<String>,
+    /// How the last reload went, if there was one. Whatever it says, the revision that serves goes on serving.
+    reload: Option<ReloadReadiness>,
+}
+
+/// Where the last reload of a model stands.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ReloadReadiness {
+    /// `loading`, `swapped`, `unchanged` or `failed`.
+    #[schema(example = "swapped")]
+    status: &'static str,
+    /// What is being done, while it loads.
+    #[schema(example = "preparing weights")]
+    stage: Option<&'static str>,
+    /// How far, while it loads and that is known.
+    bytes_done: Option<u64>,
+    /// Out of how many, while it loads and that is known.
+    bytes_total: Option<u64>,
+    /// What went wrong, when it failed.
+    detail: Option<String>,
 }
 
 impl From<ModelStatus> for ModelReadiness {
-    fn from(ModelStatus { role, source, state }: ModelStatus) -> Self {
+    fn from(ModelStatus { role, source, state, revision, reload }: ModelStatus) -> Self {
         let blank = Self {
             role: role.name(),
             source,
@@ -60,6 +82,8 @@ impl From<ModelStatus> for ModelReadiness {
             bytes_done: None,
             bytes_total: None,
             detail: None,
+            revision: revision.map(|revision| revision.to_string()),
+            reload: reload.map(ReloadReadiness::from),
         };
         match state {
             ModelState::Ready => blank,
@@ -72,6 +96,33 @@ impl From<ModelStatus> for ModelReadiness {
                     bytes_done: known.then_some(bytes_done),
                     bytes_total: known.then_some(bytes_total),
                     ..blank
+                }
+            }
+        }
+    }
+}
+
+impl From<ReloadState> for ReloadReadiness {
+    fn from(state: ReloadState) -> Self {
+        let ended = |outcome: Outcome, detail| Self {
+            status: outcome.name(),
+            stage: None,
+            bytes_done: None,
+            bytes_total: None,
+            detail,
+        };
+        match state {
+            ReloadState::Swapped => ended(Outcome::Swapped, None),
+            ReloadState::Unchanged => ended(Outcome::Unchanged, None),
+            ReloadState::Failed { reason } => ended(Outcome::Failed, Some(reason)),
+            ReloadState::Loading { stage, bytes_done, bytes_total } => {
+                let known = bytes_total > 0;
+                Self {
+                    status: "loading",
+                    stage: Some(stage),
+                    bytes_done: known.then_some(bytes_done),
+                    bytes_total: known.then_some(bytes_total),
+                    detail: None,
                 }
             }
         }

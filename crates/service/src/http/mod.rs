@@ -2,8 +2,9 @@
 //!
 //! Handlers read a body, check it, call the engine or `nexus-vectors`, and write the answer; nothing is computed here.
 //!
-//! Deliberately absent: TLS, authentication, metrics.
+//! Deliberately absent: TLS, authentication (but for `admin`), metrics.
 
+mod admin;
 mod body;
 mod budget;
 mod coding;
@@ -17,6 +18,7 @@ mod openapi;
 mod parts;
 mod rerank;
 mod retrieve;
+mod revision;
 pub mod server;
 mod targets;
 mod validate;
@@ -24,6 +26,7 @@ mod validate;
 #[cfg(test)]
 mod tests;
 
+pub use admin::Admin;
 pub use budget::Budget;
 pub use openapi::document as openapi_document;
 pub use targets::Resident;
@@ -57,6 +60,8 @@ pub struct App {
     pub bodies: Budget,
     /// Target sets that clients have sent to be kept.
     pub targets: Arc<Resident>,
+    /// Who may reload the models; nobody where there is no token.
+    pub admin: Option<Admin>,
 }
 
 /// What a request may ask for.
@@ -104,6 +109,7 @@ pub fn router(app: Arc<App>) -> Router {
         .route("/api/v1/rerank", post(rerank::rerank))
         .route("/api/v1/targets", get(targets::list))
         .route("/api/v1/targets/{name}", get(targets::get).put(targets::put).delete(targets::delete))
+        .merge(admin::routes(&app))
         .merge(docs::routes())
         .fallback(async || ApiError::refused(StatusCode::NOT_FOUND, "Not Found"))
         .method_not_allowed_fallback(async || ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"))

@@ -1,7 +1,7 @@
 //! What happens around every request: an id, a log line, a time limit, and a net under panics.
 
-use super::App;
 use super::error::ApiError;
+use super::{App, admin};
 use axum::extract::{Request, State};
 use axum::http::{HeaderName, HeaderValue, StatusCode, Version, header};
 use axum::middleware::Next;
@@ -32,14 +32,16 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
         path = request.uri().path(),
     );
     let end = End::new(&request, span.clone());
+    let is_reload = app.admin.is_some() && request.uri().path() == admin::PATH;
+    let time_max = if is_reload { admin::TIME_MAX } else { app.limits.request_timeout };
 
     let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
-    let mut response = match tokio::time::timeout(app.limits.request_timeout, answer).instrument(span).await {
+    let mut response = match tokio::time::timeout(time_max, answer).instrument(span).await {
         Ok(Ok(response)) => response,
         // The panic hook has logged it.
         Ok(Err(_)) => ApiError::internal().into_response(),
         Err(_) => {
-            let ms = app.limits.request_timeout.as_millis();
+            let ms = time_max.as_millis();
             ApiError::refused(StatusCode::GATEWAY_TIMEOUT, format!("no answer within {ms} ms")).into_response()
         }
     };

@@ -1,6 +1,6 @@
 //! The specification: collected from the endpoints' own declarations, served, and checked in as `openapi.json`.
 
-use super::{embed, health, rerank, retrieve, targets};
+use super::{admin, embed, health, rerank, retrieve, targets};
 use utoipa::OpenApi;
 
 #[derive(OpenApi)]
@@ -21,6 +21,7 @@ use utoipa::OpenApi;
         targets::delete,
         health::health,
         health::ready,
+        admin::reload,
     ),
     tags(
         (name = "controls", description = "The work: embed, retrieve, rerank."),

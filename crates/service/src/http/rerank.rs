@@ -2,9 +2,10 @@
 
 use super::error::{ApiError, BodyRefusals, ModelRefusals, Step};
 use super::validate::{Fields, Problems};
-use super::{App, body};
+use super::{App, body, revision};
 use axum::Json;
 use axum::extract::{Request, State};
+use axum::response::{IntoResponse as _, Response};
 use nexus_engine::Reranker;
 use serde::Serialize;
 use std::sync::Arc;
@@ -69,12 +70,17 @@ pub(super) struct Ranking {
     operation_id = "rerank",
     request_body = RerankRequest,
     responses(
-        (status = 200, description = "The candidates, best first.", body = RerankResponse),
+        (
+            status = 200,
+            description = "The candidates, best first.",
+            body = RerankResponse,
+            headers(("x-nexus-model-revision" = String, description = "Which revision of the model answered.")),
+        ),
         BodyRefusals,
         ModelRefusals,
     ),
 )]
-pub(super) async fn rerank(State(app): State<Arc<App>>, request: Request) -> Result<Json<RerankResponse>, ApiError> {
+pub(super) async fn rerank(State(app): State<Arc<App>>, request: Request) -> Result<Response, ApiError> {
     let bytes = body::read_json(&app, request, app.limits.text_body_bytes_max).await?;
     let candidates_max = app.limits.batch_items_max;
     let Parsed { source, ids, texts, top_n } =
@@ -90,7 +96,7 @@ pub(super) async fn rerank(State(app): State<Arc<App>>, request: Request) -> Res
     // Stable: equal scores stay in the order of the request.
     rankings.sort_by(|a, b| b.score.total_cmp(&a.score));
     rankings.truncate(top_n.unwrap_or(usize::MAX));
-    Ok(Json(RerankResponse { rankings }))
+    Ok(revision::mark(Json(RerankResponse { rankings }).into_response(), &reranker.info().revision))
 }
 
 async fn score(reranker: &dyn Reranker, source: String, texts: Vec<String>) -> Result<Vec<f32>, ApiError> {

@@ -31,7 +31,7 @@ pub(super) fn model(settings: &Settings, path: &str, memo: &Arc<DigestMemo>) -> 
             store.fetch(&repository, &fetching).await
         };
         let folder = runtime.block_on(fetch)?;
-        open_folder(&folder, &memo, progress)
+        open_folder(&folder, &memo)
     };
-    Some(ModelSource { name, open: Box::new(open) })
+    Some(ModelSource { name, open: Arc::new(open) })
 }

@@ -3,7 +3,7 @@
 use super::cache_folder;
 use crate::builtin;
 use crate::settings::{ModelSource as Place, Settings};
-use nexus_engine::{BoxError, ModelSource, OpenedModel, Progress};
+use nexus_engine::{BoxError, Digests, ModelSource, OpenedModel};
 use nexus_models::ModelFiles;
 use nexus_storage::{DigestMemo, LocalModels, ModelStore, digest_bytes};
 use std::collections::BTreeMap;
@@ -21,20 +21,18 @@ const POOLING_FILE: &str = "1_Pooling/config.json";
 pub(super) fn sources(settings: &Settings) -> (ModelSource, ModelSource) {
     let memo = Arc::new(digest_memo(settings));
     let paths = [&settings.models.retriever_model_path, &settings.models.reranker_model_path];
-    let (retriever, reranker) = match settings.models.source() {
-        Place::Folder(root) => {
-            let [retriever, reranker] = paths.map(|path| local_model(&root, path, memo.clone()));
-            (retriever, reranker)
-        }
+    let builtin = || [builtin_model("embedder", builtin::embedder), builtin_model("reranker", builtin::reranker)];
+    let [retriever, reranker] = match settings.models.source() {
+        Place::Folder(root) => paths.map(|path| local_model(&root, path, memo.clone())),
+        #[cfg(feature = "aws")]
         Place::Bucket { bucket, prefix } => {
-            let store = bucket_models(settings, &bucket, &prefix);
-            let [retriever, reranker] = paths.map(|path| stored_model(store.clone(), path, memo.clone()));
-            (retriever, reranker)
+            let store = super::bucket::store(settings, &bucket, &prefix).map(Arc::new);
+            paths.map(|path| super::bucket::model(store.clone(), path, memo.clone()))
         }
-        // Another source stops the start before this; the built-in models stand in for nothing else.
-        Place::BuiltIn | Place::Hub => {
-            (builtin_model("embedder", builtin::embedder), builtin_model("reranker", builtin::reranker))
-        }
+        // The settings' check stops a start without what a source needs; the built-in models stand in for nothing.
+        #[cfg(not(feature = "aws"))]
+        Place::Bucket { .. } => builtin(),
+        Place::BuiltIn | Place::Hub => builtin(),
     };
     // A path that names a repository of a hub does so wherever the other model is.
     #[cfg(feature = "hub")]
@@ -48,16 +46,18 @@ pub(super) fn sources(settings: &Settings) -> (ModelSource, ModelSource) {
 fn builtin_model(name: &str, files: fn() -> ModelFiles) -> ModelSource {
     ModelSource {
         name: format!("built-in {name}"),
-        open: Box::new(move |_| {
+        open: Arc::new(move |_| {
             let files = files();
             let digest = |wanted: &dyn Fn(&str) -> bool| {
                 let content = |name| files.get(name).map(|bytes| (name, bytes));
                 let chosen: Vec<_> = files.names().filter(|name| wanted(name)).filter_map(content).collect();
                 digest_bytes(&chosen)
             };
-            let model_digest = digest(&|name| !TOKENIZER_FILES.contains(&name));
-            let tokenizer_digest = digest(&|name| TOKENIZER_FILES.contains(&name));
-            Ok(OpenedModel { files, model_digest, tokenizer_digest })
+            let digests = Digests {
+                model: digest(&|name| !TOKENIZER_FILES.contains(&name)),
+                tokenizer: digest(&|name| TOKENIZER_FILES.contains(&name)),
+            };
+            Ok(OpenedModel { files, digests: Box::new(move || Ok(digests)) })
         }),
     }
 }
@@ -68,74 +68,38 @@ fn local_model(root: &Path, path: &str, memo: Arc<DigestMemo>) -> ModelSource {
     let runtime = Handle::current();
     ModelSource {
         name: root.join(path.trim_matches('/')).display().to_string(),
-        open: Box::new(move |progress| {
+        open: Arc::new(move |progress| {
             let folder = runtime.block_on(
                 store.fetch(&path, &|fetched| progress("fetching", fetched.bytes_done, fetched.bytes_total)),
             )?;
-            open_folder(&folder, &memo, progress)
+            open_folder(&folder, &memo)
         }),
     }
 }
 
-/// A model that is brought here first. Without a store, the model fails with the reason, and everything else serves.
-fn stored_model(store: Result<Arc<dyn ModelStore>, String>, path: &str, memo: Arc<DigestMemo>) -> ModelSource {
-    let path = path.to_owned();
-    let runtime = Handle::current();
-    let root = store.as_ref().map_or_else(|_| String::new(), |store| format!("{}/", store.name()));
-    ModelSource {
-        name: format!("{root}{}", path.trim_matches('/')),
-        open: Box::new(move |progress| {
-            let store = store?;
-            let folder = runtime.block_on(
-                store.fetch(&path, &|fetched| progress("fetching", fetched.bytes_done, fetched.bytes_total)),
-            )?;
-            open_folder(&folder, &memo, progress)
-        }),
-    }
-}
-
-/// The models of a bucket of S3, or why there can be none.
-#[cfg(feature = "aws")]
-fn bucket_models(settings: &Settings, bucket: &str, prefix: &str) -> Result<Arc<dyn ModelStore>, String> {
-    use nexus_storage::{S3Models, S3Options, aws_config};
-    let models = &settings.models;
-    let folder = models.models_dir.clone().or_else(|| Some(cache_folder(&settings.cache)?.join("models")));
-    let folder = folder.ok_or("there is no folder for downloaded models; NEXUS_MODELS_DIR names one")?;
-    let options = S3Options {
-        range_bytes: models.download_range_bytes.get(),
-        connections_max: models.download_connections_max.get(),
-        bytes_per_s_min: models.download_bytes_per_s_min.get(),
-        ..S3Options::new(folder)
-    };
-    let region = models.aws_region.clone();
-    Ok(Arc::new(S3Models::new(async move { aws_config(&region).await }, bucket, prefix, options)))
-}
-
-/// The settings' check stops the start before this.
-#[cfg(not(feature = "aws"))]
-fn bucket_models(_: &Settings, bucket: &str, _: &str) -> Result<Arc<dyn ModelStore>, String> {
-    Err(format!("{bucket} is a bucket, and this program was built without AWS"))
-}
-
-pub(super) fn open_folder(folder: &Path, memo: &DigestMemo, progress: Progress<'_>) -> Result<OpenedModel, BoxError> {
+/// Maps a complete folder. The digests are those of what was mapped, or an error where files came or went meanwhile.
+pub(super) fn open_folder(folder: &Path, memo: &Arc<DigestMemo>) -> Result<OpenedModel, BoxError> {
     let before = file_states(folder)?;
     let files = ModelFiles::open(folder)?;
-    progress("computing digests", 0, 0);
-    let digest = |wanted: &dyn Fn(&str) -> bool| {
-        let paths: Vec<PathBuf> = files.names().filter(|name| wanted(name)).map(|name| folder.join(name)).collect();
-        memo.digest_files(&paths)
-    };
     // Other files of the folder (training states, indexes of datasets) change no vector.
     let is_model = |name: &str| {
         name == "config.json" || name == POOLING_FILE || name.ends_with(".safetensors") || name.ends_with(".index.json")
     };
-    let model_digest = digest(&is_model)?;
-    let tokenizer_digest = digest(&|name| TOKENIZER_FILES.contains(&name))?;
-    // Cached vectors would be filed under another model's digest for good.
-    if file_states(folder)? != before {
-        return Err(format!("{} changed while it was read; start again when it is complete", folder.display()).into());
-    }
-    Ok(OpenedModel { files, model_digest, tokenizer_digest })
+    let paths = |wanted: &dyn Fn(&str) -> bool| -> Vec<PathBuf> {
+        files.names().filter(|name| wanted(name)).map(|name| folder.join(name)).collect()
+    };
+    let (model, tokenizer) = (paths(&is_model), paths(&|name| TOKENIZER_FILES.contains(&name)));
+    let (folder, memo) = (folder.to_owned(), Arc::clone(memo));
+    let digests = move || {
+        let digests = Digests { model: memo.digest_files(&model)?, tokenizer: memo.digest_files(&tokenizer)? };
+        // Cached vectors would be filed under another model's digest for good.
+        if file_states(&folder)? != before {
+            let place = folder.display();
+            return Err(format!("{place} changed while it was read; start or reload when it is complete").into());
+        }
+        Ok(digests)
+    };
+    Ok(OpenedModel { files, digests: Box::new(digests) })
 }
 
 /// Names, sizes and times of what is in a folder.

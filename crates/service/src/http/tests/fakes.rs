@@ -2,17 +2,23 @@
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use nexus_engine::{EmbedItem, Embedding, EngineError, RerankerInfo, RetrieverInfo};
+use nexus_engine::{Digests, EmbedItem, Embedding, EngineError, RerankerInfo, RetrieverInfo, Revision};
 
 /// Floats in a vector of the fake.
 pub(super) const DIMENSIONS: usize = 4;
+
+/// A revision like any other.
+pub(super) fn revision(seed: u8) -> Revision {
+    Revision::of(&Digests { model: [seed; 32], tokenizer: [0; 32] }, "last", 16, "f32")
+}
 
 /// Embeds a text as its length, the length of its instruction, 0.1, and the dimensions asked for.
 pub(super) struct Retriever(RetrieverInfo);
 
 impl Default for Retriever {
     fn default() -> Self {
-        Self(RetrieverInfo { model: "fake".to_owned(), dimensions: DIMENSIONS, window_tokens: 16 })
+        let (model, revision) = ("fake".to_owned(), revision(1));
+        Self(RetrieverInfo { model, revision, dimensions: DIMENSIONS, window_tokens: 16 })
     }
 }
 
@@ -42,7 +48,7 @@ pub(super) struct Reranker(RerankerInfo);
 
 impl Default for Reranker {
     fn default() -> Self {
-        Self(RerankerInfo { model: "fake".to_owned(), window_tokens: 16 })
+        Self(RerankerInfo { model: "fake".to_owned(), revision: revision(2), window_tokens: 16 })
     }
 }
 

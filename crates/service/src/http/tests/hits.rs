@@ -1,6 +1,6 @@
 //! Answers from the cache: the bytes of the first answer, written once, and sent without a copy.
 
-use super::{app, post};
+use super::{app, fakes, post};
 use crate::http::{App, router, server};
 use axum::body::{Body, to_bytes};
 use axum::http::{Request, Response, StatusCode};
@@ -68,7 +68,12 @@ fn remembering(cache_bytes: usize) -> (Arc<App>, Arc<MemoryCache>) {
     let cache = Arc::new(MemoryCache::new(cache_bytes));
     let models = Models::default();
     models.retriever.ready(Arc::new(Remembering {
-        info: RetrieverInfo { model: "fake".to_owned(), dimensions: DIMENSIONS, window_tokens: 16 },
+        info: RetrieverInfo {
+            model: "fake".to_owned(),
+            revision: fakes::revision(1),
+            dimensions: DIMENSIONS,
+            window_tokens: 16,
+        },
         keys: CacheKeyBuilder::new(&[0; 32], &[0; 32], "last", 16, "f32"),
         cache: Arc::clone(&cache),
     }));

@@ -1,9 +1,9 @@
 //! What is answered when all is well.
 
-use super::{app, get, post, ready, send};
+use super::{app, fakes, get, post, ready, send};
 use axum::body::Body;
 use axum::http::{Request, StatusCode};
-use nexus_engine::Models;
+use nexus_engine::{Models, ReloadState};
 use serde_json::{Value, json};
 use std::sync::Arc;
 
@@ -114,7 +114,7 @@ async fn ready_tells_what_is_missing() {
         answer.json()["models"][0],
         json!({
             "role": "retriever", "source": "built-in embedder", "status": "loading", "stage": "reading weights",
-            "bytes_done": 12, "bytes_total": 40, "detail": null,
+            "bytes_done": 12, "bytes_total": 40, "detail": null, "revision": null, "reload": null,
         })
     );
 
@@ -123,6 +123,29 @@ async fn ready_tells_what_is_missing() {
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(answer.json()["status"], "failed");
     assert_eq!(answer.json()["models"][1]["detail"], "/m/config.json: no such file");
+}
+
+#[tokio::test]
+async fn a_reload_shows_and_does_not_make_unready() {
+    let app = ready();
+    let empty = json!({ "stage": null, "bytes_done": null, "bytes_total": null, "detail": null });
+    let reason = "tensor norm.weight is missing".to_owned();
+    for (state, changed) in [
+        (
+            ReloadState::Loading { stage: "fetching", bytes_done: 1, bytes_total: 2 },
+            json!({ "status": "loading", "stage": "fetching", "bytes_done": 1, "bytes_total": 2 }),
+        ),
+        (ReloadState::Failed { reason: reason.clone() }, json!({ "status": "failed", "detail": reason })),
+        (ReloadState::Unchanged, json!({ "status": "unchanged" })),
+        (ReloadState::Swapped, json!({ "status": "swapped" })),
+    ] {
+        let mut expected = empty.clone();
+        expected.as_object_mut().expect("an object").extend(changed.as_object().expect("an object").clone());
+        app.models.retriever.reloading(state);
+        let answer = get(&app, "/ready").await;
+        assert_eq!((answer.status, answer.json()["models"][0]["status"].as_str()), (StatusCode::OK, Some("ready")));
+        assert_eq!(answer.json()["models"][0]["reload"], expected);
+    }
 }
 
 #[tokio::test]
@@ -165,7 +188,9 @@ async fn the_examples_of_the_specification_are_answered() {
         let answer = post(&app, path, example.to_string()).await;
         assert_eq!(answer.status, StatusCode::OK, "{path}: {}", answer.text);
     }
-    for path in document["paths"].as_object().expect("paths").keys() {
+    // There is nobody who may reload this one's models.
+    let all = document["paths"].as_object().expect("paths").keys();
+    for path in all.filter(|path| *path != "/admin/reload") {
         let answer = post(&app, path, "").await;
         assert_ne!(answer.status, StatusCode::NOT_FOUND, "{path}");
     }
@@ -189,4 +214,27 @@ async fn a_dropped_request_leaves_nothing_in_flight() {
     hanging.abort();
     let _ = hanging.await;
     app.lifecycle.idle().await;
+}
+
+#[tokio::test]
+async fn what_a_model_answers_names_its_revision() {
+    let app = ready();
+    let (retriever, reranker) = (fakes::revision(1).to_string(), fakes::revision(2).to_string());
+    assert_ne!(retriever, reranker);
+    for (path, body, revision) in [
+        ("/api/v1/embed", r#"{"control_id": "A", "text": "miss"}"#, &retriever),
+        ("/api/v1/embed", r#"{"control_id": "A", "text": "hit"}"#, &retriever),
+        ("/api/v1/embed/batch", r#"{"items": [{"control_id": "A", "text": "x"}]}"#, &retriever),
+        ("/api/v1/embed/batch", r#"{"items": []}"#, &retriever),
+        ("/api/v1/rerank", r#"{"source_text": "s", "candidates": []}"#, &reranker),
+        ("/api/v1/retrieve", r#"{"source_embedding": [1], "target_embeddings": [[1]]}"#, &String::new()),
+    ] {
+        let answer = post(&app, path, body).await;
+        assert_eq!(answer.status, StatusCode::OK, "{path}: {}", answer.text);
+        assert_eq!(answer.header("x-nexus-model-revision"), revision, "{path}");
+    }
+    let answer = get(&app, "/ready").await.json();
+    assert_eq!(answer["models"][0]["revision"], retriever);
+    assert_eq!(answer["models"][1]["revision"], reranker);
+    assert_eq!(answer["models"][0]["reload"], Value::Null);
 }

@@ -1,0 +1,110 @@
+//! The reference backend on a device with as much memory as a test says, which counts the models that are on it.
+
+use nexus_compute::reference::{Linear, Matrix, Reference, Rope};
+use nexus_compute::{Activation, Backend, HeadNorms, Heads, Mask, Norm, PackedBatch, Pooling, Result, TensorView};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+pub(crate) struct Tight {
+    /// `u64::MAX` stands for a device that does not tell.
+    pub(crate) bytes_free: AtomicU64,
+    held: Arc<()>,
+}
+
+impl Tight {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { bytes_free: AtomicU64::new(u64::MAX), held: Arc::default() })
+    }
+
+    /// Models whose weights are on the device: each has one embedding table.
+    pub(crate) fn models(&self) -> usize {
+        Arc::strong_count(&self.held) - 1
+    }
+}
+
+/// An embedding table, counted while it is there.
+pub(crate) struct Table(Matrix, #[expect(dead_code, reason = "held, not read")] Arc<()>);
+
+impl Backend for Tight {
+    type Linear = Linear;
+    type Table = Table;
+    type Vector = Vec<f32>;
+    type Rope = Rope;
+    type Batch = PackedBatch;
+    type Tensor = Matrix;
+
+    fn name(&self) -> String {
+        "a small device".to_owned()
+    }
+
+    fn memory_bytes_free(&self) -> Option<u64> {
+        Some(self.bytes_free.load(Ordering::SeqCst)).filter(|&bytes| bytes < u64::MAX)
+    }
+
+    fn prepare_linear(&self, parts: &[TensorView<'_>], bias: &[TensorView<'_>]) -> Result<Linear> {
+        Reference.prepare_linear(parts, bias)
+    }
+
+    fn prepare_table(&self, table: &TensorView<'_>) -> Result<Table> {
+        Ok(Table(Reference.prepare_table(table)?, self.held.clone()))
+    }
+
+    fn prepare_vector(&self, vector: &TensorView<'_>) -> Result<Vec<f32>> {
+        Reference.prepare_vector(vector)
+    }
+
+    fn prepare_rope(&self, theta: f32, dim: usize, positions: usize) -> Result<Rope> {
+        Reference.prepare_rope(theta, dim, positions)
+    }
+
+    fn upload(&self, batch: &PackedBatch) -> Result<PackedBatch> {
+        Reference.upload(batch)
+    }
+
+    fn embed(&self, table: &Table, batch: &PackedBatch) -> Result<Matrix> {
+        Reference.embed(&table.0, batch)
+    }
+
+    fn linear(&self, x: &Matrix, weight: &Linear) -> Result<Matrix> {
+        Reference.linear(x, weight)
+    }
+
+    fn linear_add(&self, x: &Matrix, weight: &Linear, residual: &mut Matrix) -> Result<()> {
+        Reference.linear_add(x, weight, residual)
+    }
+
+    fn norm(&self, x: &Matrix, norm: &Norm<Vec<f32>>) -> Result<Matrix> {
+        Reference.norm(x, norm)
+    }
+
+    fn qk_norm_rope(
+        &self,
+        qkv: &mut Matrix,
+        heads: Heads,
+        norms: Option<HeadNorms<'_, Vec<f32>>>,
+        rope: &Rope,
+        batch: &PackedBatch,
+    ) -> Result<()> {
+        Reference.qk_norm_rope(qkv, heads, norms, rope, batch)
+    }
+
+    fn attention(&self, qkv: &Matrix, heads: Heads, mask: Mask, batch: &PackedBatch) -> Result<Matrix> {
+        Reference.attention(qkv, heads, mask, batch)
+    }
+
+    fn gated_act(&self, x: &Matrix, activation: Activation) -> Result<Matrix> {
+        Reference.gated_act(x, activation)
+    }
+
+    fn activation(&self, x: &mut Matrix, activation: Activation) -> Result<()> {
+        Reference.activation(x, activation)
+    }
+
+    fn pool(&self, x: &Matrix, pooling: Pooling, batch: &PackedBatch) -> Result<Matrix> {
+        Reference.pool(x, pooling, batch)
+    }
+
+    fn download(&self, x: &Matrix) -> Result<Vec<f32>> {
+        Reference.download(x)
+    }
+}
