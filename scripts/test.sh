@@ -78,14 +78,14 @@ section "Deployment"
 python3 scripts/check_deploy.py
 need_command node "install Node 20 or newer" nodejs
 need_command npm "install Node 20 or newer" npm
-node --eval 'process.exit(Number(process.versions.node.split(".")[0]) < 20)' || fail "Node 20 or newer is needed: this is $(node --version)"
+node --eval 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' || fail "Node 20 or newer is needed: this is $(node --version)"
 if ! cmp --silent deploy/cdk/package-lock.json "$target/cdk/package-lock.json" || [ ! -d deploy/cdk/node_modules ]; then
     npm ci --prefix deploy/cdk --ignore-scripts --no-audit --no-fund
     mkdir -p "$target/cdk" && cp deploy/cdk/package-lock.json "$target/cdk/"
 fi
 # The variables keep it from asking the registry for a newer version of itself, and instance metadata for an account.
 (cd deploy/cdk && export CDK_DISABLE_VERSION_CHECK=1 CDK_DISABLE_CLI_TELEMETRY=1 AWS_EC2_METADATA_DISABLED=true &&
-    node_modules/.bin/cdk synth --quiet --no-notices --output "$target/cdk/out" && node --test build/test/)
+    node_modules/.bin/cdk synth --quiet --no-notices --output "$target/cdk/out" && node --test build/test/*.test.js)
 
 section "Clippy"
 cargo clippy --locked --workspace --all-targets -- -D warnings

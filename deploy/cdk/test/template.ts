@@ -26,9 +26,17 @@ export const FULL: Config = {
   alarms: { emails: ["someone@example.com"] },
 };
 
+const synthesized = new Map<Config, Template>();
+
+/** The template of a configuration; synthesized once, as tests only read it. */
 export function template(config: Config = CONFIG): Template {
-  const { context } = JSON.parse(file("deploy/cdk/cdk.json"));
-  return Template.fromStack(new NexusStack(new App({ context }), resolve(config)));
+  let made = synthesized.get(config);
+  if (!made) {
+    const { context } = JSON.parse(file("deploy/cdk/cdk.json"));
+    made = Template.fromStack(new NexusStack(new App({ context }), resolve(config)));
+    synthesized.set(config, made);
+  }
+  return made;
 }
 
 /** A file of the repository, by its path from the root. Tests run from build/test. */
