@@ -178,7 +178,7 @@ def check_compose(known):
     folders = re.findall(r'volumes: \["cache:([^"]+)"\]', text)
     ports = re.findall(r'ports: \["127\.0\.0\.1:\d+:(\d+)"\]', text)
     for what, values, variable in (("ports", ports, "NEXUS_PORT"), ("volumes", folders, "NEXUS_CACHE_DIR")):
-        expected = [environment(found[target])[variable] for target in targets]
+        expected = [environment(found[target]).get(variable) for target in targets]
         if values != expected:
             yield f"compose.yaml: {what} lead to {values}, and the images have {expected}"
     graces = [int(value) for value in re.findall(r"stop_grace_period: (\d+)s", text)]
@@ -203,7 +203,7 @@ def check_task(known):
         yield f"{name}: ports {ports}, and the image listens on {image['NEXUS_PORT']}"
     if f":{ports[0]}/health" not in container["healthCheck"]["command"][1]:
         yield f"{name}: the health check does not ask /health on port {ports[0]}"
-    if [mount["containerPath"] for mount in container["mountPoints"]] != [image["NEXUS_CACHE_DIR"]]:
+    if [mount["containerPath"] for mount in container["mountPoints"]] != [image.get("NEXUS_CACHE_DIR")]:
         yield f"{name}: nothing is mounted on {image['NEXUS_CACHE_DIR']}"
     if container["resourceRequirements"] != [{"type": "GPU", "value": "4"}]:
         yield f"{name}: expected 4 GPUs"
