@@ -204,7 +204,7 @@ def check_task(known):
     if f":{ports[0]}/health" not in container["healthCheck"]["command"][1]:
         yield f"{name}: the health check does not ask /health on port {ports[0]}"
     if [mount["containerPath"] for mount in container["mountPoints"]] != [image.get("NEXUS_CACHE_DIR")]:
-        yield f"{name}: nothing is mounted on {image['NEXUS_CACHE_DIR']}"
+        yield f"{name}: nothing is mounted on {image.get('NEXUS_CACHE_DIR')}"
     if container["resourceRequirements"] != [{"type": "GPU", "value": "4"}]:
         yield f"{name}: expected 4 GPUs"
 
