@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change goes in: the same here, in continuous integration and on a fresh Debian
-# machine with Rust and Python. What else it needs it installs, or says in one line what is missing; JavaScript is
-# looked at where there is Node.
+# machine with Rust and Python. What else it needs it installs, or says in one line what is missing.
 #
 #     scripts/test.sh
 #
@@ -73,6 +72,20 @@ if command -v node >/dev/null; then
 else
     echo "node is not installed: JavaScript is not looked at"
 fi
+
+# The image, the compose file and the ECS task definition; then the CDK app, synthesized and asserted without AWS.
+section "Deployment"
+python3 scripts/check_deploy.py
+need_command node "install Node 20 or newer" nodejs
+need_command npm "install Node 20 or newer" npm
+node --eval 'process.exit(parseInt(process.versions.node) < 20 ? 1 : 0)' || fail "Node 20 or newer is needed: this is $(node --version)"
+if ! cmp --silent deploy/cdk/package-lock.json "$target/cdk/package-lock.json" || [ ! -d deploy/cdk/node_modules ]; then
+    npm ci --prefix deploy/cdk --ignore-scripts --no-audit --no-fund
+    mkdir -p "$target/cdk" && cp deploy/cdk/package-lock.json "$target/cdk/"
+fi
+# The variables keep it from asking the registry for a newer version of itself, and instance metadata for an account.
+(cd deploy/cdk && export CDK_DISABLE_VERSION_CHECK=1 CDK_DISABLE_CLI_TELEMETRY=1 AWS_EC2_METADATA_DISABLED=true &&
+    node_modules/.bin/cdk synth --quiet --no-notices --output "$target/cdk/out" && node --test build/test/*.test.js)
 
 section "Clippy"
 cargo clippy --locked --workspace --all-targets -- -D warnings
