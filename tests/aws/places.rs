@@ -175,3 +175,36 @@ impl Table {
         }
     }
 }
+
+impl Table {
+    /// An empty table as `nexus cache create-table` makes it.
+    pub(crate) fn new() -> Self {
+        let table = Self::named();
+        table.create();
+        table
+    }
+
+    /// Makes the table, and waits until it can be used.
+    pub(crate) fn create(&self) {
+        let request = json!({
+            "TableName": self.name,
+            "AttributeDefinitions": [{ "AttributeName": "k", "AttributeType": "B" }],
+            "KeySchema": [{ "AttributeName": "k", "KeyType": "HASH" }],
+            "BillingMode": "PAY_PER_REQUEST",
+        });
+        self.ask("CreateTable", &request).expect("a table");
+        self.wait_until_active();
+    }
+
+    pub(crate) fn wait_until_active(&self) {
+        let started = Instant::now();
+        loop {
+            let answer = self.ask("DescribeTable", &json!({ "TableName": self.name })).expect("a table");
+            if answer["Table"]["TableStatus"] == "ACTIVE" {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "{answer}");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
+    }
+}

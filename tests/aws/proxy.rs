@@ -45,8 +45,6 @@ pub(crate) struct Asked {
     /// With the query.
     pub(crate) path: String,
     headers: Vec<(String, String)>,
-    /// Of the body.
-    pub(crate) bytes: usize,
 }
 
 impl Asked {
@@ -140,8 +138,7 @@ fn serve(client: &TcpStream, shared: &Shared) -> Result<()> {
     while let Some(request) = Message::read_request(&mut reader, &mut &*client)? {
         let mut words = request.start.split(' ');
         let mut word = || words.next().unwrap_or_default().to_owned();
-        let asked =
-            Asked { method: word(), path: word(), headers: request.headers.clone(), bytes: request.body.len() };
+        let asked = Asked { method: word(), path: word(), headers: request.headers.clone() };
         shared.asked.lock().unwrap_or_else(PoisonError::into_inner).push(asked.clone());
         let rule = shared.rule.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let head_only = asked.method == "HEAD";

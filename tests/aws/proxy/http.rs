@@ -1,6 +1,6 @@
 //! As much of HTTP/1.1 as two servers and one client need.
 
-use std::io::{BufRead, Error, Read as _, Result, Write};
+use std::io::{BufRead, Error, Result, Write};
 
 /// A request or a response, whole.
 #[derive(Clone, Debug)]
