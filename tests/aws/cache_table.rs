@@ -41,13 +41,16 @@ fn a_table_is_created_once_looked_at_and_purged() {
     replica.stop();
     assert_eq!(table.items().len(), 70);
     let text = cache(&table, &["stats"], 0);
-    assert!(text.contains(&table.name) && text.contains("70"), "{text}");
+    // A real table counts its items every six hours; what is in it, a sample tells.
+    assert!(text.contains(&table.name) && text.contains("f32") && text.contains("384"), "{text}");
 
-    // Not without being told.
+    // Not without being told what, and told twice.
     let text = cache(&table, &["purge"], 2);
+    assert!(text.contains("--all"), "{text}");
+    let text = cache(&table, &["purge", "--all"], 2);
     assert!(text.contains("--yes"), "{text}");
     assert_eq!(table.items().len(), 70);
-    cache(&table, &["purge", "--yes"], 0);
+    cache(&table, &["purge", "--all", "--yes"], 0);
     assert_eq!(table.items().len(), 0);
     // The table stays.
     cache(&table, &["stats"], 0);

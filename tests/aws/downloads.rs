@@ -11,7 +11,7 @@ use sha2::{Digest as _, Sha256};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 const MODEL: &str = "models/qwen-embedding-8b";
@@ -112,12 +112,6 @@ fn files_in(folder: &Path) -> Vec<std::path::PathBuf> {
     files
 }
 
-/// A gigabyte in 16 shards, put once for the tests that leave it as it is.
-fn gigabyte() -> &'static Large {
-    static LARGE: OnceLock<Large> = OnceLock::new();
-    LARGE.get_or_init(|| Large::new(16, 64 * MIB, 1))
-}
-
 /// A tenth of all connections is reset, a fifth breaks somewhere in the answer, and some are told to slow down.
 fn break_at_random(proxy: &Proxy, seed: u64) {
     let random = Mutex::new(Random::new(seed));
@@ -136,7 +130,7 @@ fn break_at_random(proxy: &Proxy, seed: u64) {
 #[ignore = "needs scripts/aws_services.sh"]
 fn a_gigabyte_arrives_whole_over_connections_that_break() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let large = gigabyte();
+    let large = Large::new(16, 64 * MIB, 1);
     let folder = tempfile::tempdir().expect("a folder");
     let proxy = Proxy::to(&s3_url());
     break_at_random(&proxy, 42);
@@ -151,7 +145,7 @@ fn a_gigabyte_arrives_whole_over_connections_that_break() {
 #[ignore = "needs scripts/aws_services.sh"]
 fn a_killed_download_goes_on_where_it_was() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let large = gigabyte();
+    let large = Large::new(4, 64 * MIB, 3);
     let folder = tempfile::tempdir().expect("a folder");
     let proxy = Proxy::to(&s3_url());
     let mut before = 0;

@@ -26,8 +26,8 @@ impl Start {
             .env("AWS_SECRET_ACCESS_KEY", "test")
             .env("AWS_EC2_METADATA_DISABLED", "true")
             // Nothing of who runs the tests.
-            .env("AWS_CONFIG_FILE", "/nonexistent/config")
-            .env("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent/credentials")
+            .env("AWS_CONFIG_FILE", "/dev/null")
+            .env("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
             .env("AWS_ENDPOINT_URL_S3", &s3_url())
             .env("AWS_ENDPOINT_URL_DYNAMODB", &dynamodb_url())
             .env("NEXUS_CACHE", "off")

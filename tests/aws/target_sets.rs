@@ -126,6 +126,23 @@ fn a_set_put_at_one_replica_is_there_at_the_other() {
 
 #[test]
 #[ignore = "needs scripts/aws_services.sh"]
+fn a_list_is_of_the_bucket_whoever_put_the_sets() {
+    let shared = Shared::new();
+    let (one, two) = (shared.replica(), shared.replica());
+    assert_eq!(put(&one, "a", "a"), 201);
+    assert_eq!(put(&two, "b", "b"), 201);
+    for replica in [&one, &two] {
+        soon(|| names(replica) == ["a", "b"], "a set is missing");
+    }
+    // Each deletes the other's, which nobody asks for by name.
+    assert_eq!(delete(&one, "b"), 204);
+    soon(|| names(&two) == ["a"], "a deleted set is listed by the replica that put it");
+    assert_eq!(delete(&two, "a"), 204);
+    soon(|| names(&one).is_empty(), "a deleted set is listed by the replica that put it");
+}
+
+#[test]
+#[ignore = "needs scripts/aws_services.sh"]
 fn sets_outlive_replicas_and_their_disks() {
     let shared = Shared::new();
     let folder = tempfile::tempdir().expect("a folder");
@@ -147,7 +164,8 @@ fn sets_outlive_replicas_and_their_disks() {
     again.stop();
     assert_eq!(delete(&two, "a"), 204);
     let again = shared.replica_on(folder.path());
-    soon(|| names(&again) == ["b"], "a deleted set is back");
+    // In the list, before anybody asks for it by name.
+    soon(|| names(&again) == ["b"], "a deleted set is listed");
     assert_eq!(nearest(&again, "a"), Err(404));
     assert!(!shared.bucket.keys(&shared.prefix).is_empty());
 }
