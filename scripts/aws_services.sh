@@ -47,6 +47,7 @@ exec {lock}>&-
 
 run="$(mktemp -d)"
 child=""
+# shellcheck disable=SC2317 # a trap calls it
 at_exit() {
     # The servers end when nobody is left who could write to them.
     exec 9>&-

@@ -145,7 +145,9 @@ fn a_gigabyte_arrives_whole_over_connections_that_break() {
 #[ignore = "needs scripts/aws_services.sh"]
 fn a_killed_download_goes_on_where_it_was() {
     let _alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
-    let large = Large::new(4, 64 * MIB, 3);
+    // What is under way in a file is on the disk for certain some hundred megabytes at a time: files that are complete
+    // are what small shards show.
+    let large = Large::new(16, 24 * MIB, 3);
     let folder = tempfile::tempdir().expect("a folder");
     let proxy = Proxy::to(&s3_url());
     let mut before = 0;
@@ -163,7 +165,7 @@ fn a_killed_download_goes_on_where_it_was() {
     let replica = large.start(&proxy, folder.path());
     large.wait(&replica);
     large.assert_whole(folder.path());
-    // What was under way at the kills, and what was not yet known to be on the disk, comes twice.
+    // What was under way at the kills comes twice.
     let last = proxy.bytes() - before;
     assert!(last < large.bytes as u64 * 7 / 10, "{last} bytes after {before}, of {}", large.bytes);
 }
