@@ -152,7 +152,7 @@ fn a_killed_download_goes_on_where_it_was() {
     let proxy = Proxy::to(&s3_url());
     let mut before = 0;
     // Twice in the middle, and then to the end.
-    for part in [3, 6] {
+    for part in [3, 9] {
         let replica = large.start(&proxy, folder.path());
         let started = Instant::now();
         while proxy.bytes() < large.bytes as u64 * part / 10 {
@@ -165,7 +165,7 @@ fn a_killed_download_goes_on_where_it_was() {
     let replica = large.start(&proxy, folder.path());
     large.wait(&replica);
     large.assert_whole(folder.path());
-    // What was under way at the kills comes twice.
+    // Files that were under way at a kill, at most four of them, come again from their start.
     let last = proxy.bytes() - before;
     assert!(last < large.bytes as u64 * 7 / 10, "{last} bytes after {before}, of {}", large.bytes);
 }
