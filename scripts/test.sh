@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Everything that must hold before a change goes in: the same here, in continuous integration and on a fresh Debian
-# machine with Rust and Python. What else it needs it installs, or says in one line what is missing.
+# machine with Rust, Node and Python. What else it needs it installs, or says in one line what is missing.
 #
 #     scripts/test.sh
 #
@@ -90,6 +90,11 @@ fi
 section "Clippy"
 cargo clippy --locked --workspace --all-targets -- -D warnings
 
+section "Without AWS and model hubs"
+cargo clippy --locked --package nexus --no-default-features -- -D warnings
+sdk="$(cargo tree --locked --package nexus --no-default-features --edges normal --prefix none | grep '^aws-' || true)"
+[ -z "$sdk" ] || fail "a build without the feature aws has: $sdk"
+
 section "Fuzz targets compile"
 need_command c++ "" g++
 cargo check --quiet --locked --manifest-path fuzz/Cargo.toml --target-dir "$target/fuzz-check"
@@ -101,5 +106,9 @@ RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-p
 # binary, and documentation tests.
 section "Tests"
 cargo test --locked --workspace
+
+# They mostly wait, for limits and pauses to pass: more at once than there are cores.
+section "Tests on an S3 and a DynamoDB"
+scripts/aws_services.sh cargo test --locked --package nexus --test aws -- --include-ignored --test-threads 4
 
 section "All passed"

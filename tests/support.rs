@@ -53,21 +53,23 @@ impl Service {
 
     /// On a free port, with the cache in `cache`.
     pub(crate) fn start_on(cache: &Path, env: &[(&str, &str)]) -> Self {
-        let mut child = nexus()
-            .arg("serve")
+        let mut command = nexus();
+        command.arg("serve").env("NEXUS_CACHE_DIR", cache).envs(env.iter().copied());
+        // The log appears with the output of a failed test.
+        Self::spawn(command, |line| eprintln!("{line}"))
+    }
+
+    /// Any command that ends in `nexus serve`, on a free port; what it logs goes to `log`, line by line.
+    pub(crate) fn spawn(mut command: Command, log: impl Fn(&str) + Send + 'static) -> Self {
+        let mut child = command
             .env("NEXUS_PORT", "0")
-            .env("NEXUS_CACHE_DIR", cache)
-            .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .expect("the binary starts");
         let stderr = child.stderr.take().expect("piped");
-        // The log appears with the output of a failed test.
-        std::thread::spawn(move || {
-            BufReader::new(stderr).lines().map_while(Result::ok).for_each(|line| eprintln!("{line}"))
-        });
+        std::thread::spawn(move || BufReader::new(stderr).lines().map_while(Result::ok).for_each(|line| log(&line)));
         let stdout = child.stdout.take().expect("piped");
         let (sender, lines) = mpsc::channel();
         std::thread::spawn(move || {
