@@ -21,5 +21,6 @@ mod revised;
 mod revisions;
 mod service;
 mod settings;
+mod stats;
 mod support;
 mod vectors;

@@ -262,9 +262,8 @@ fn moved(error: EngineError, position: impl Fn(usize) -> usize) -> EngineError {
 }
 
 impl Inner {
-    /// The cached vectors of `keys`, which are those of `items`.
-    async fn look_up(&self, keys: &[CacheKey], items: &[&EmbedItem]) -> Vec<Option<Embedding>> {
-        let found = self.cache.get(keys).await;
+    /// What the cache has `found`, as far as it can be what `items` ask for.
+    fn hits(&self, found: Vec<Option<Vector>>, items: &[&EmbedItem]) -> Vec<Option<Embedding>> {
         let all = self.retriever.info().dimensions;
         let hit = |(vector, item): (Option<Vector>, &&EmbedItem)| {
             // The key covers the length; a store that answers with another one is not believed.
@@ -283,7 +282,8 @@ impl Inner {
     ) -> Result<Arc<[Embedding]>, EngineError> {
         let mut answers = vec![None; keys.len()];
         if look_again {
-            answers = self.look_up(keys, &items.iter().collect::<Vec<_>>()).await;
+            // A flight that ended just now has left it in memory; a slow store is not waited for twice.
+            answers = self.hits(self.cache.get_now(keys), &items.iter().collect::<Vec<_>>());
         }
         let (places, missing): (Vec<usize>, Vec<EmbedItem>) =
             items.into_iter().enumerate().filter(|(at, _)| answers[*at].is_none()).unzip();
@@ -311,7 +311,8 @@ impl Retriever for CachedRetriever {
             let distinct_items: Vec<&EmbedItem> = firsts.iter().map(|&at| &items[at]).collect();
 
             let looked_up_at = self.in_flight.ended.load(Ordering::SeqCst);
-            let mut answers = self.shared.look_up(&distinct_keys, &distinct_items).await;
+            let found = self.shared.cache.get(&distinct_keys).await;
+            let mut answers = self.shared.hits(found, &distinct_items);
             let pick = |answers: &[Option<Embedding>]| uses.iter().filter_map(|&at| answers[at].clone()).collect();
             if answers.iter().all(Option::is_some) {
                 return Ok(pick(&answers));

@@ -1,7 +1,7 @@
 //! Starts everything: the queue, the replica, and the two models, which load in the background.
 
 use crate::{
-    ModelSource, Models, Reloader, Role,
+    ModelSource, Models, QueueWaits, Reloader, Role,
     loader::{Load, Loader},
     queue::Queue,
     replica,
@@ -74,6 +74,16 @@ impl Engine {
     /// What puts new revisions in the models' places.
     pub fn reloader(&self) -> &Reloader {
         &self.reloader
+    }
+
+    /// How long texts and pairs waited for a device that got to it since the last call.
+    pub fn take_queue_waits(&self) -> QueueWaits {
+        self.queue.take_waits()
+    }
+
+    /// Tokens that wait for a device, now.
+    pub fn queued_tokens(&self) -> usize {
+        self.queue.queued_tokens()
     }
 
     /// Refuses new work. What is queued is still answered.

@@ -23,6 +23,7 @@ mod replica;
 mod revision;
 mod slot;
 mod source;
+mod waits;
 
 pub use contract::{EmbedItem, Embedding, EngineError, Reranker, RerankerInfo, Retriever, RetrieverInfo};
 pub use engine::{Engine, EngineOptions};
@@ -31,3 +32,4 @@ pub use reload::{Outcome, ReloadRefused, Reloaded, Reloader};
 pub use revision::{Digests, Revision};
 pub use slot::{ModelState, ModelStatus, ReloadState, Role, Slot};
 pub use source::{BoxError, ComputeDigests, ModelSource, OpenModel, OpenedModel, Progress};
+pub use waits::QueueWaits;

@@ -194,6 +194,9 @@ impl<B: Backend> Loader<B> {
         serving.leaving.retain(|alive| alive.strong_count() > 0);
         serving.leaving.extend(old.map(|old| old.alive));
         drop(serving);
+        if part.role == Role::Retriever {
+            self.cache.set_revision(&prepared.revision.to_string());
+        }
         part.slot.ready(prepared.contract);
         prepared.revision
     }

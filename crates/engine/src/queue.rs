@@ -6,10 +6,11 @@
 //! A job names the loaded model that its tokens were made for. While one revision follows another, a lane holds jobs of
 //! both; a batch never does.
 
-use crate::{EngineError, Role, loaded::LoadedModel, packer};
+use crate::{EngineError, QueueWaits, Role, loaded::LoadedModel, packer, waits::Waits};
 use std::{
     collections::VecDeque,
     sync::{Arc, Condvar, Mutex, MutexGuard},
+    time::Instant,
 };
 use tokio::sync::oneshot;
 
@@ -35,14 +36,22 @@ pub(crate) struct Queue {
     arrived: Condvar,
     queued_tokens_max: usize,
     batch_tokens_max: usize,
+    waits: Waits,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    lanes: [VecDeque<Job>; 2],
+    lanes: [VecDeque<Queued>; 2],
     queued_tokens: usize,
     last_served: usize,
     closed: bool,
+}
+
+/// A job, and since when it waits.
+#[derive(Debug)]
+struct Queued {
+    job: Job,
+    since: Instant,
 }
 
 const fn lane_of(role: Role) -> usize {
@@ -54,7 +63,8 @@ const fn lane_of(role: Role) -> usize {
 
 impl Queue {
     pub(crate) fn new(queued_tokens_max: usize, batch_tokens_max: usize) -> Self {
-        Self { state: Mutex::default(), arrived: Condvar::new(), queued_tokens_max, batch_tokens_max }
+        let (state, arrived, waits) = (Mutex::default(), Condvar::new(), Waits::default());
+        Self { state, arrived, queued_tokens_max, batch_tokens_max, waits }
     }
 
     /// Queues all of `jobs` or none. A request larger than the whole queue is admitted when nothing else waits: it could
@@ -64,7 +74,8 @@ impl Queue {
         let mut state = self.lock();
         self.admit(&mut state, tokens)?;
         state.queued_tokens += tokens;
-        jobs.into_iter().for_each(|job| state.lanes[lane_of(job.model.role())].push_back(job));
+        let since = Instant::now();
+        jobs.into_iter().for_each(|job| state.lanes[lane_of(job.model.role())].push_back(Queued { job, since }));
         drop(state);
         self.arrived.notify_all();
         Ok(())
@@ -98,14 +109,32 @@ impl Queue {
     pub(crate) fn take(&self) -> Option<Work> {
         let mut state = self.lock();
         loop {
-            if let Some(work) = state.next(self.batch_tokens_max) {
-                return Some(work);
+            if let Some(queued) = state.next(self.batch_tokens_max) {
+                drop(state);
+                return self.hand_out(queued);
             }
             if state.closed {
                 return None;
             }
             state = self.arrived.wait(state).unwrap_or_else(|e| e.into_inner());
         }
+    }
+
+    fn hand_out(&self, queued: Vec<Queued>) -> Option<Work> {
+        let model = Arc::clone(&queued.first()?.job.model);
+        let now = Instant::now();
+        queued.iter().for_each(|queued| self.waits.record(now - queued.since));
+        Some(Work { model, jobs: queued.into_iter().map(|queued| queued.job).collect() })
+    }
+
+    /// How long jobs have waited that were handed out since the last call.
+    pub(crate) fn take_waits(&self) -> QueueWaits {
+        self.waits.take()
+    }
+
+    /// Tokens that wait now.
+    pub(crate) fn queued_tokens(&self) -> usize {
+        self.lock().queued_tokens
     }
 
     /// Refuses new work; what is queued is still served.
@@ -132,25 +161,26 @@ impl Queue {
 }
 
 impl State {
-    fn next(&mut self, tokens_max: usize) -> Option<Work> {
+    /// The next batch, never an empty one: jobs of one model, in order of arrival.
+    fn next(&mut self, tokens_max: usize) -> Option<Vec<Queued>> {
         for turn in 1..=self.lanes.len() {
             let lane = (self.last_served + turn) % self.lanes.len();
             self.drop_abandoned(lane);
             let queue = &mut self.lanes[lane];
-            let Some(model) = queue.front().map(|job| Arc::clone(&job.model)) else { continue };
-            let alike = queue.iter().take_while(|job| Arc::ptr_eq(&job.model, &model));
-            let count = packer::fitting(alike.map(|job| job.tokens.len()), tokens_max);
-            let jobs: Vec<Job> = queue.drain(..count).collect();
-            self.queued_tokens -= jobs.iter().map(|job| job.tokens.len()).sum::<usize>();
+            let Some(model) = queue.front().map(|queued| Arc::clone(&queued.job.model)) else { continue };
+            let alike = queue.iter().take_while(|queued| Arc::ptr_eq(&queued.job.model, &model));
+            let count = packer::fitting(alike.map(|queued| queued.job.tokens.len()), tokens_max);
+            let batch: Vec<Queued> = queue.drain(..count).collect();
+            self.queued_tokens -= batch.iter().map(|queued| queued.job.tokens.len()).sum::<usize>();
             self.last_served = lane;
-            return Some(Work { model, jobs });
+            return Some(batch);
         }
         None
     }
 
     fn drop_abandoned(&mut self, lane: usize) {
         let queued_tokens = &mut self.queued_tokens;
-        self.lanes[lane].retain(|job| {
+        self.lanes[lane].retain(|Queued { job, .. }| {
             let wanted = !job.reply.is_closed();
             if !wanted {
                 *queued_tokens -= job.tokens.len();
@@ -198,6 +228,19 @@ mod tests {
         assert_eq!(lengths(queue.take()), (Role::Reranker, vec![6]));
         assert_eq!(lengths(queue.take()), (Role::Retriever, vec![4]));
         assert_eq!(lengths(queue.take()), (Role::Reranker, vec![6]));
+    }
+
+    #[test]
+    fn waits_are_those_of_jobs_that_were_handed_out() {
+        let queue = Queue::new(1000, 10);
+        let (jobs, _replies): (Vec<_>, Vec<_>) = [6, 6].map(embed).into_iter().unzip();
+        queue.push(jobs).unwrap();
+        assert_eq!((queue.take_waits().jobs, queue.queued_tokens()), (0, 12));
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        queue.take();
+        let waits = queue.take_waits();
+        assert!(waits.jobs == 1 && waits.p50_ms >= 20.0, "{waits:?}");
+        assert_eq!((queue.take_waits().jobs, queue.queued_tokens()), (0, 6));
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod cli;
 pub mod http;
 pub mod settings;
 pub mod shutdown;
+pub mod stats;
 pub mod telemetry;
 mod terminal;
 pub mod wiring;

@@ -4,10 +4,10 @@
 //! (`http::server` lets requests finish, `cli::serve` flushes the cache).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use tokio::sync::Notify;
 
-/// Whether the process is stopping, and how many requests are in flight.
+/// Whether the process is stopping, how many requests are in flight, and how many were answered.
 #[derive(Clone, Debug, Default)]
 pub struct Lifecycle(Arc<Inner>);
 
@@ -15,6 +15,8 @@ pub struct Lifecycle(Arc<Inner>);
 struct Inner {
     stopping: AtomicBool,
     in_flight: AtomicUsize,
+    answered: AtomicU64,
+    failed: AtomicU64,
     idle: Notify,
 }
 
@@ -33,6 +35,22 @@ impl Lifecycle {
     pub fn enter(&self) -> InFlight {
         self.0.in_flight.fetch_add(1, Ordering::SeqCst);
         InFlight(self.clone())
+    }
+
+    /// Counts an answer, probes left out; 500 and above is a failure.
+    pub fn answered(&self, status: u16) {
+        self.0.answered.fetch_add(1, Ordering::Relaxed);
+        self.0.failed.fetch_add(u64::from(status >= 500), Ordering::Relaxed);
+    }
+
+    /// Answers since the start, and how many of them were failures.
+    pub fn answers(&self) -> (u64, u64) {
+        (self.0.answered.load(Ordering::Relaxed), self.0.failed.load(Ordering::Relaxed))
+    }
+
+    /// Requests in flight, now.
+    pub fn in_flight(&self) -> usize {
+        self.0.in_flight.load(Ordering::SeqCst)
     }
 
     /// Waits until no request is in flight.

@@ -1,6 +1,6 @@
 //! Logs, on standard error: readable on a terminal, one JSON object a line elsewhere.
 //!
-//! Texts of controls are logged at TRACE only, and secrets never. Deliberately absent: metrics and traces.
+//! Texts of controls are logged at TRACE only, and secrets never. Deliberately absent: numbers (`stats`), traces.
 
 use std::io::IsTerminal as _;
 use tracing::level_filters::LevelFilter;
@@ -13,7 +13,9 @@ use tracing_subscriber::{Layer as _, fmt};
 pub fn start(level: LevelFilter) {
     // Other crates' DEBUG is about their insides; below TRACE, nobody who runs this service asked for it.
     let others = if level == LevelFilter::TRACE { level } else { level.min(LevelFilter::INFO) };
-    let filter = Targets::new().with_default(others).with_target("nexus", level);
+    // It warns at length of each place that has no credentials; where none has, our own line says what to do.
+    let credentials = if level == LevelFilter::TRACE { level } else { level.min(LevelFilter::ERROR) };
+    let filter = Targets::new().with_default(others).with_target("nexus", level).with_target("aws_config", credentials);
     let layer = if std::io::stderr().is_terminal() {
         fmt::layer().with_writer(|| crate::terminal::Lines).compact().with_target(false).boxed()
     } else {

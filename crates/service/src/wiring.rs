@@ -11,7 +11,7 @@ pub mod targets;
 use crate::settings::{CacheSettings, Device, Settings};
 use etcetera::BaseStrategy;
 use nexus_compute::cpu::{Cpu, CpuOptions};
-use nexus_engine::{Engine, EngineOptions, Models, Reloader};
+use nexus_engine::{Engine, EngineOptions, Models, QueueWaits, Reloader};
 use nexus_storage::EmbeddingCache;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -41,6 +41,16 @@ impl Running {
     /// What puts new revisions in the models' places.
     pub fn reloader(&self) -> &Reloader {
         self.engine.reloader()
+    }
+
+    /// How long jobs waited for a device since the last call.
+    pub fn take_queue_waits(&self) -> QueueWaits {
+        self.engine.take_queue_waits()
+    }
+
+    /// Tokens that wait for a device, now.
+    pub fn queued_tokens(&self) -> usize {
+        self.engine.queued_tokens()
     }
 
     /// Refuses new work, and waits until the cache is written.

@@ -15,6 +15,12 @@ pub trait EmbeddingCache: Send + Sync + 'static {
     /// The vectors of `keys`, in order; `None` for a miss.
     fn get<'a>(&'a self, keys: &'a [CacheKey]) -> BoxFuture<'a, Vec<Option<Vector>>>;
 
+    /// Those of the vectors of `keys`, in order, that can be had without waiting. `None` says nothing: a slower store may
+    /// have it.
+    fn get_now(&self, keys: &[CacheKey]) -> Vec<Option<Vector>> {
+        vec![None; keys.len()]
+    }
+
     /// Keeps `entries`. Returns at once: slow stores write behind, bounded, and drop (and count) what is beyond the
     /// bound.
     fn put(&self, entries: Vec<(CacheKey, Vector)>);

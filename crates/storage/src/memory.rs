@@ -193,6 +193,10 @@ impl EmbeddingCache for MemoryCache {
         ready(keys.iter().map(|key| self.get_one(key)).collect()).boxed()
     }
 
+    fn get_now(&self, keys: &[CacheKey]) -> Vec<Option<Vector>> {
+        keys.iter().map(|key| self.get_one(key)).collect()
+    }
+
     fn put(&self, entries: Vec<(CacheKey, Vector)>) {
         for (key, vector) in entries {
             self.put_one(key, vector);

@@ -80,6 +80,11 @@ impl EmbeddingCache for TieredCache {
         .boxed()
     }
 
+    /// Of the memory. Not counted: it is asked of keys that were counted as misses.
+    fn get_now(&self, keys: &[CacheKey]) -> Vec<Option<Vector>> {
+        self.memory.get_now(keys)
+    }
+
     fn put(&self, entries: Vec<(CacheKey, Vector)>) {
         for (key, vector) in &entries {
             self.memory.put_one(*key, vector.clone());

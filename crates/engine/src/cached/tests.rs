@@ -68,9 +68,13 @@ impl EmbeddingCache for MapCache {
     }
 
     fn get<'a>(&'a self, keys: &'a [CacheKey]) -> BoxFuture<'a, Vec<Option<Vector>>> {
-        let map = self.0.lock().unwrap();
-        let found = keys.iter().map(|key| map.get(key).cloned()).collect();
+        let found = self.get_now(keys);
         async move { found }.boxed()
+    }
+
+    fn get_now(&self, keys: &[CacheKey]) -> Vec<Option<Vector>> {
+        let map = self.0.lock().unwrap();
+        keys.iter().map(|key| map.get(key).cloned()).collect()
     }
 
     fn put(&self, entries: Vec<(CacheKey, Vector)>) {

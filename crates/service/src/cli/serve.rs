@@ -4,6 +4,7 @@ use super::{Failure, ServeArgs, ready};
 use crate::http::{self, Admin, App, Budget, Limits, Resident, server};
 use crate::settings::ListenSettings;
 use crate::shutdown::{Hangups, Lifecycle, Signals};
+use crate::stats::Stats;
 use crate::{telemetry, terminal, wiring};
 use nexus_engine::Reloader;
 use nexus_storage::CacheStats;
@@ -38,6 +39,7 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
     wiring::targets::open(http, settings, Arc::clone(&targets));
 
     let lifecycle = Lifecycle::default();
+    let reported = lifecycle.clone();
     let app = App {
         models: Arc::clone(&running.models),
         lifecycle: lifecycle.clone(),
@@ -65,6 +67,7 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
         signals.next().await;
         Failure::Interrupted
     };
+    let mut stats = Stats::default();
     let watching = async {
         ready::watch(&running.models).await;
         std::future::pending::<()>().await;
@@ -77,7 +80,10 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
         failure = signalled => Err(failure),
         () = watching => Ok(()),
         never = reload_on(hangups, running.reloader()) => match never {},
+        never = stats.report(&running, &reported) => match never {},
     };
+    // The last minute counts as well.
+    stats.line(&running, &reported);
     terminal::clear();
     ended
 }

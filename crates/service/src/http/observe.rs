@@ -32,6 +32,7 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
         path = request.uri().path(),
     );
     let end = End::new(&request, span.clone());
+    let probe = end.probe;
     let is_reload = app.admin.is_some() && request.uri().path() == admin::PATH;
     let time_max = if is_reload { admin::TIME_MAX } else { app.limits.request_timeout };
 
@@ -49,6 +50,9 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     response.headers_mut().insert(REQUEST_ID, id);
     if http1 && app.lifecycle.is_stopping() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    if !probe {
+        app.lifecycle.answered(response.status().as_u16());
     }
     end.answered(response.status());
     drop(in_flight);
