@@ -76,7 +76,7 @@ pub struct ModelSettings {
     #[arg(long, env = "NEXUS_DOWNLOAD_CONNECTIONS_MAX", value_name = "N", default_value = "32", value_parser = values::positive)]
     pub download_connections_max: NonZeroUsize,
 
-    /// A range that arrives more slowly than this is asked for again
+    /// A range that arrives more slowly than this, and more slowly than others, is asked for again
     #[arg(long, env = "NEXUS_DOWNLOAD_BYTES_PER_S_MIN", value_name = "BYTES", default_value = "256KiB")]
     pub download_bytes_per_s_min: Bytes,
 
@@ -246,7 +246,7 @@ pub struct HttpSettings {
     pub targets_bytes_max: Bytes,
 
     /// Token that `POST /admin/reload` asks for (`Authorization: Bearer`); unset, there is no such endpoint
-    #[arg(long, env = "NEXUS_ADMIN_TOKEN", value_name = "TOKEN", hide_env_values = true, value_parser = values::non_empty)]
+    #[arg(long, env = "NEXUS_ADMIN_TOKEN", value_name = "TOKEN", hide_env_values = true, value_parser = values::token)]
     pub admin_token: Option<String>,
 
     /// Time for one request, body included; beyond it, 504
@@ -290,19 +290,13 @@ impl Settings {
                 "MODEL_BUCKET={bucket:?}: this program was built without AWS (feature aws): expected a folder that starts \
                  with /, ./, ../ or file://, or nothing at all for the built-in models"
             )),
-            ModelSource::Bucket { bucket, .. } if !is_bucket_name(&bucket) => Err(format!(
-                "MODEL_BUCKET={bucket:?} can be no bucket of S3: expected 3 to 63 lower-case letters, digits, dots and \
-                 hyphens, or a folder that starts with /, ./, ../ or file://"
+            ModelSource::Bucket { bucket, .. } if !values::is_bucket_name(&bucket) => Err(format!(
+                "MODEL_BUCKET={bucket:?} can be no bucket of S3: expected letters, digits, dots and hyphens, at \
+                 least 3, or a folder that starts with /, ./, ../ or file://"
             )),
             _ => Ok(()),
         }
     }
-}
-
-/// Whether a bucket can have this name; names of the first years may have capitals, underscores and 255 bytes.
-fn is_bucket_name(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
-    (3..=255).contains(&name.len()) && name.bytes().all(allowed)
 }
 
 impl Settings {

@@ -18,17 +18,30 @@ struct Inner {
     answered: AtomicU64,
     failed: AtomicU64,
     idle: Notify,
+    stop: Notify,
 }
 
 impl Lifecycle {
     /// From here on `/ready` says no, and connections close after their response.
     pub fn stop(&self) {
         self.0.stopping.store(true, Ordering::SeqCst);
+        self.0.stop.notify_waiters();
     }
 
     /// Whether [`Lifecycle::stop`] was called.
     pub fn is_stopping(&self) -> bool {
         self.0.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Waits for [`Lifecycle::stop`].
+    pub async fn stopped(&self) {
+        // Registered before the look, or it could be called in between, unnoticed.
+        let notified = self.0.stop.notified();
+        let mut notified = std::pin::pin!(notified);
+        notified.as_mut().enable();
+        if !self.is_stopping() {
+            notified.await;
+        }
     }
 
     /// Counts a request until the guard is dropped.
@@ -151,6 +164,20 @@ impl Hangups {
 mod tests {
     use super::*;
     use std::time::Duration;
+
+    #[tokio::test]
+    async fn stopped_waits_for_the_stop_and_is_over_after_it() {
+        let lifecycle = Lifecycle::default();
+        let waiting = tokio::spawn({
+            let lifecycle = lifecycle.clone();
+            async move { lifecycle.stopped().await }
+        });
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        assert!(!waiting.is_finished());
+        lifecycle.stop();
+        tokio::time::timeout(Duration::from_secs(5), waiting).await.expect("in time").expect("no panic");
+        lifecycle.stopped().await;
+    }
 
     #[tokio::test]
     async fn idle_waits_for_the_last_guard() {

@@ -146,7 +146,7 @@ fn read_one(path: &Path, state: &FileState) -> io::Result<[u8; 32]> {
             Err(error) => return Err(error),
         }
     }
-    if FileState::of(path)? != *state {
+    if !FileState::of(path)?.is_content_of(state) {
         return Err(io::Error::other("changed while it was read"));
     }
     Ok(hasher.finalize().into())

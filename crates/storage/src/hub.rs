@@ -65,7 +65,7 @@ pub struct HubOptions {
     pub stall_bytes_min: u64,
     /// Tries in a row that bring nothing, after which the fetch fails.
     pub tries_max: u32,
-    /// Pause before the first new try; each further one is twice as long, up to 20 times this.
+    /// Pause before the first new try; each further one is twice as long, up to 16 times this.
     pub backoff: Duration,
 }
 

@@ -44,7 +44,8 @@ impl Admin {
     fn admits(&self, headers: &HeaderMap) -> bool {
         let given = headers.get(header::AUTHORIZATION).map_or(&[][..], |value| value.as_bytes());
         let Some((scheme, token)) = given.split_at_checked(SCHEME.len()) else { return false };
-        scheme.eq_ignore_ascii_case(SCHEME) && same(&digest(token.trim_ascii()), &self.digest)
+        let token = token.trim_ascii();
+        !token.is_empty() && scheme.eq_ignore_ascii_case(SCHEME) && same(&digest(token), &self.digest)
     }
 }
 
@@ -133,7 +134,13 @@ pub(super) async fn reload(State(app): State<Arc<App>>, headers: HeaderMap) -> R
         response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         return Ok(response);
     }
-    let reloaded = admin.reloader.reload().await.map_err(|refused| {
+    let reload = admin.reloader.reload();
+    let reloaded = tokio::select! {
+        reloaded = reload => reloaded,
+        // The process does not wait for a model that nobody will use.
+        () = app.lifecycle.stopped() => Err(ReloadRefused::ShuttingDown),
+    };
+    let reloaded = reloaded.map_err(|refused| {
         let detail = refused.to_string();
         match refused {
             ReloadRefused::Running | ReloadRefused::Loading => ApiError::refused(StatusCode::CONFLICT, detail),

@@ -33,7 +33,7 @@ pub(super) struct ModelReadiness {
     /// `retriever` or `reranker`.
     #[schema(example = "retriever")]
     role: &'static str,
-    /// Where the model comes from: `built-in embedder` and `built-in reranker`, or a folder.
+    /// Where the model comes from: `built-in embedder` and `built-in reranker`, a folder, or an address (`s3://`, `hf://`).
     #[schema(example = "built-in embedder")]
     source: String,
     /// `loading`, `ready` or `failed`.

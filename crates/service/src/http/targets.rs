@@ -95,7 +95,7 @@ pub(super) struct TargetSetList {
     targets: Vec<TargetSetInfo>,
     /// Bytes of all together.
     bytes: u64,
-    /// Bytes that all together may have.
+    /// Bytes that all together may have; of shared sets, those that may lie on one machine.
     bytes_max: u64,
 }
 

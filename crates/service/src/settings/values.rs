@@ -45,13 +45,16 @@ impl ModelSource {
     }
 }
 
+/// Whether a bucket can have this name; names of the first years may have capitals, underscores and 255 bytes.
+pub(super) fn is_bucket_name(name: &str) -> bool {
+    let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
+    (3..=255).contains(&name.len()) && name.bytes().all(allowed)
+}
+
 /// Bucket and prefix, without slashes at its ends, of `s3://bucket[/prefix]`.
 pub(super) fn parse_s3_url(url: &str) -> Option<(String, String)> {
     let (bucket, prefix) = url.strip_prefix("s3://").map(|rest| rest.split_once('/').unwrap_or((rest, "")))?;
-    // What buckets are called; names of access points, which are longer, start with `arn:`.
-    let named = bucket.starts_with("arn:")
-        || ((3..=63).contains(&bucket.len())
-            && bucket.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-')));
+    let named = is_bucket_name(bucket);
     let printable = !prefix.chars().any(char::is_control);
     (named && printable).then(|| (bucket.to_owned(), prefix.trim_matches('/').to_owned()))
 }
@@ -267,6 +270,11 @@ pub(super) fn hub_name(name: &str) -> Result<(), String> {
 #[cfg(not(feature = "hub"))]
 pub(super) fn hub_name(_name: &str) -> Result<(), String> {
     Err("a folder: this build has no model hub (the feature `hub`)".to_owned())
+}
+
+/// A secret; the space around it, as files and consoles add it, is no part of it.
+pub(super) fn token(s: &str) -> Result<String, String> {
+    if s.trim().is_empty() { Err("more than blanks, or nothing at all".to_owned()) } else { Ok(s.trim().to_owned()) }
 }
 
 pub(super) fn non_empty(s: &str) -> Result<String, String> {

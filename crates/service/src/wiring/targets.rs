@@ -24,12 +24,20 @@ pub fn open(http: &HttpSettings, settings: &Settings, resident: Arc<Resident>) {
         #[cfg(feature = "aws")]
         Some((bucket, prefix)) => {
             let region = settings.models.aws_region.clone();
-            drop(tokio::spawn(open_shared(region, bucket, prefix, folder.join(SHARED_FOLDER), bytes_max, resident)));
+            let folder = folder.join(SHARED_FOLDER).join(place_digits(&bucket, &prefix));
+            drop(tokio::spawn(open_shared(region, bucket, prefix, folder, bytes_max, resident)));
         }
         // Refused when the settings were checked.
         #[cfg(not(feature = "aws"))]
         Some(_) => resident.opened(Err("S3 is not in this build".to_owned())),
     }
+}
+
+/// Names the folder of copies after where they come from: sets of one bucket never stand in for another's.
+#[cfg(feature = "aws")]
+fn place_digits(bucket: &str, prefix: &str) -> String {
+    let digest = nexus_storage::digest_bytes(&[("bucket", bucket.as_bytes()), ("prefix", prefix.as_bytes())]);
+    digest[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn open_local(folder: PathBuf, bytes_max: u64, resident: &Resident) {

@@ -1,5 +1,6 @@
 //! What an error of the SDK means.
 
+use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
 use aws_smithy_types::error::metadata::ProvideErrorMetadata;
@@ -50,7 +51,9 @@ where
         SdkError::TimeoutError(_) => Trouble::TimedOut,
         SdkError::DispatchFailure(failure) => {
             // "identity resolver timed out" is the instance's metadata service, where there is none.
-            if causes(error).any(|text| text.contains("credential") || text.contains("identity resolver")) {
+            if provider_failed(error) {
+                Trouble::Unreachable
+            } else if causes(error).any(|text| text.contains("credential") || text.contains("identity resolver")) {
                 Trouble::NoCredentials
             } else if failure.is_timeout() {
                 Trouble::TimedOut
@@ -67,6 +70,14 @@ where
         }
         _ => Trouble::Other,
     }
+}
+
+/// Whether there is a source of credentials that did not give them this time: an agent that restarts or has too much to
+/// do. Where no source has any, that is no failure of one.
+fn provider_failed(error: &(dyn Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| (*error).source())
+        .filter_map(|error| error.downcast_ref::<CredentialsError>())
+        .any(|error| matches!(error, CredentialsError::ProviderError(_) | CredentialsError::ProviderTimedOut(_)))
 }
 
 /// The region in what S3 says of a signature for another one: `the region 'us-east-1' is wrong; expecting 'eu-west-1'`.
@@ -99,11 +110,14 @@ fn of_service(code: Option<&str>, status: u16, region: Option<String>) -> Troubl
             | "ThrottlingException"
             | "Throttling"
             | "RequestLimitExceeded"
+            | "ServiceUnavailable"
             | "SlowDown"
             | "TooManyRequestsException",
             _,
         )
         | (_, 429 | 503) => Trouble::Throttled,
+        // S3 ends long answers that it has begun with 200 in this way, too.
+        ("InternalError" | "InternalServerError", _) => Trouble::Server,
         ("RequestTimeout", _) | (_, 408) => Trouble::TimedOut,
         ("NoSuchKey" | "NoSuchVersion", _) | (_, 404) => Trouble::NotFound,
         (_, 403) | ("AccessDenied" | "AccessDeniedException", _) => Trouble::Denied,
@@ -151,6 +165,7 @@ mod tests {
             (Some("ThrottlingException"), 400, Trouble::Throttled),
             (Some("SlowDown"), 503, Trouble::Throttled),
             (Some("InternalError"), 500, Trouble::Server),
+            (Some("InternalError"), 200, Trouble::Server),
             (Some("PreconditionFailed"), 412, Trouble::PreconditionFailed),
             (Some("ValidationException"), 400, Trouble::Other),
         ] {

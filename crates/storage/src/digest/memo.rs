@@ -44,6 +44,12 @@ impl FileState {
         Ok(Self { bytes: metadata.len(), modified_ns: nanoseconds(metadata.modified()?), changed_ns })
     }
 
+    /// Whether the content is that of `other`, as far as one can tell who has read the file in between. A link that was made
+    /// or removed is no change.
+    pub(super) fn is_content_of(&self, other: &Self) -> bool {
+        (self.bytes, self.modified_ns) == (other.bytes, other.modified_ns)
+    }
+
     fn is_settled(&self) -> bool {
         nanoseconds(SystemTime::now()) - self.modified_ns.max(self.changed_ns) >= SETTLED.as_nanos() as i128
     }

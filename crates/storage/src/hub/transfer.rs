@@ -41,7 +41,7 @@ impl Tries {
         if self.failed >= self.max {
             return Err(trouble);
         }
-        let pause = self.backoff * (1 << (self.failed - 1).min(4)).min(20);
+        let pause = self.backoff * (1 << (self.failed - 1).min(4));
         // Half to all of it, so that many who lost one server do not come back as one.
         let share = 0.5 + 0.5 * (RandomState::new().hash_one(0) as f64 / u64::MAX as f64);
         if let Trouble::Passing(reason) = &trouble {

@@ -52,12 +52,17 @@ fn alien(dir: &Path, name: &str) -> String {
     format!("{} holds {name}, which is no part of the model: name an empty or a new folder", dir.display())
 }
 
-/// All files, by their names with folders; without what an earlier run left half-done.
+/// All files, by their names with folders; without what an earlier run left half-done, and without those that begin with
+/// a dot, which are the download's own or other tools'.
 fn files(folder: &Path, prefix: &str) -> io::Result<BTreeMap<String, PathBuf>> {
     let mut all = BTreeMap::new();
     for entry in folder.read_dir()? {
         let path = entry?.path();
-        let name = format!("{prefix}{}", path.file_name().unwrap_or_default().to_string_lossy());
+        let bare = path.file_name().unwrap_or_default().to_string_lossy();
+        if bare.starts_with('.') {
+            continue;
+        }
+        let name = format!("{prefix}{bare}");
         if path.is_dir() {
             all.extend(files(&path, &format!("{name}/"))?);
         } else if !name.ends_with(TEMPORARY) {
@@ -135,6 +140,7 @@ mod tests {
     fn puts_plain_files_and_agrees_with_itself() {
         let (model, out) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         write(model.path(), &MODEL);
+        write(model.path(), &[(".nexus-manifest.json", "{}")]);
         let dir = out.path().join("a/b");
         // What a run that was ended left.
         write(&dir, &[("model.safetensors.nexus.tmp", "a"), ("config.json", "{}")]);

@@ -80,7 +80,9 @@ impl Breaker {
     pub(super) fn circuit(&self) -> Circuit {
         match *self.lock() {
             State::Closed { .. } => Circuit::Closed,
-            State::Open { .. } => Circuit::Open,
+            State::Open { until, .. } if until > Instant::now() => Circuit::Open,
+            // The next request finds out; where none comes, there is nothing to worry about.
+            State::Open { .. } => Circuit::HalfOpen,
             State::Probing { .. } => Circuit::HalfOpen,
         }
     }
