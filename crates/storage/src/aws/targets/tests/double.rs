@@ -25,6 +25,8 @@ pub(super) struct State {
     pub(super) refusals: BTreeMap<&'static str, (usize, u16, &'static str)>,
     /// Before any answer.
     pub(super) delay: Duration,
+    /// And before the answer with a page of a list.
+    pub(super) list_delay: Duration,
     /// Nobody is answered while it is set.
     pub(super) hangs: bool,
     /// Replaces an object when this many ranges of it were sent.
@@ -132,7 +134,8 @@ fn serve(stream: TcpStream, shared: &(Mutex<State>, Condvar)) -> std::io::Result
             }
             let state = shared.1.wait_while(state, |state| state.hangs).unwrap();
             let refusal = state.refusals.get(kind).filter(|(after, ..)| count > *after);
-            (state.delay, refusal.map(|(_, status, code)| Answer::error(*status, code)))
+            let listing = if kind == "LIST" { state.list_delay } else { Duration::ZERO };
+            (state.delay + listing, refusal.map(|(_, status, code)| Answer::error(*status, code)))
         };
         thread::sleep(delay);
         let answer = {
