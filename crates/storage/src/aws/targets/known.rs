@@ -97,7 +97,7 @@ impl Known {
             }
             let refused = entry.refused.as_ref().filter(|(at, _)| now.saturating_duration_since(*at) < REST);
             if let Some(fault) = resting.or_else(|| refused.map(|(_, fault)| fault.clone())) {
-                return last.ok_or(fault);
+                return instead(last, fault);
             }
             let flight = match &entry.flight {
                 Some(flight) => flight.clone(),
@@ -125,8 +125,8 @@ impl Known {
         let mut state = self.state();
         let entry = state.entry(name);
         match (&entry.said, &entry.refused) {
-            (Some(said), _) => Ok(said.clone()),
-            (None, Some((_, fault))) => Err(fault.clone()),
+            (said, Some((_, fault))) => instead(said.clone(), fault.clone()),
+            (Some(said), None) => Ok(said.clone()),
             (None, None) => Err(Fault {
                 trouble: Trouble::Other,
                 message: format!("{}: the question was dropped", self.bucket.place(name)),
@@ -170,9 +170,15 @@ impl Known {
         let mut state = self.state();
         // What is denied for one set may be allowed for another, and is told at once.
         let of_all = fault.trouble.is_transient()
-            || matches!(fault.trouble, Trouble::NoCredentials | Trouble::BadCredentials | Trouble::WrongRegion(_));
+            || matches!(
+                fault.trouble,
+                Trouble::NoCredentials | Trouble::BadCredentials | Trouble::WrongRegion(_) | Trouble::NoContainer
+            );
         if of_all {
-            state.impatient_until = Some(now + IMPATIENT);
+            // Who says that there is no bucket says so at once.
+            if fault.trouble != Trouble::NoContainer {
+                state.impatient_until = Some(now + IMPATIENT);
+            }
             state.resting = Some((now + REST, fault.clone()));
         }
         if state.logged.is_none_or(|logged| now.saturating_duration_since(logged) >= LOG_EVERY) {
@@ -273,6 +279,16 @@ impl Known {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is used when S3 can not be asked.
+fn instead(last: Option<Said>, fault: Fault) -> Result<Said, Fault> {
+    match last {
+        // Without a bucket, nobody says of a set that it is not there.
+        Some(Said::Absent) if fault.trouble == Trouble::NoContainer => Err(fault),
+        Some(last) => Ok(last),
+        None => Err(fault),
     }
 }
 

@@ -15,7 +15,7 @@ pub(super) struct State {
     pub(super) objects: BTreeMap<String, Object>,
     /// By id: what was put of an upload that is under way.
     pub(super) uploads: BTreeMap<String, Upload>,
-    /// Requests, as `HEAD`, `LIST`, `GET`, `PUT`, `PART`, `BEGIN`, `COMPLETE`, `ABORT`, `DELETE`.
+    /// Requests, as `HEAD`, `PEEK` (the first byte alone), `LIST`, `GET`, `PUT`, `PART`, `BEGIN`, `COMPLETE`, `ABORT`, `DELETE`.
     pub(super) counts: BTreeMap<&'static str, usize>,
     pub(super) bytes_sent: usize,
     /// Ranges at once, now and at most.
@@ -27,6 +27,8 @@ pub(super) struct State {
     pub(super) delay: Duration,
     /// And before the answer with a page of a list.
     pub(super) list_delay: Duration,
+    /// There is no bucket.
+    pub(super) no_bucket: bool,
     /// Nobody is answered while it is set.
     pub(super) hangs: bool,
     /// Replaces an object when this many ranges of it were sent.
@@ -194,6 +196,7 @@ fn kind(request: &Request) -> &'static str {
     match request.method.as_str() {
         "HEAD" => "HEAD",
         "GET" if has("list-type") => "LIST",
+        "GET" if request.headers.get("range").is_some_and(|range| range == "bytes=0-0") => "PEEK",
         "GET" => "GET",
         "PUT" if has("partNumber") => "PART",
         "PUT" => "PUT",
@@ -208,6 +211,10 @@ fn kind(request: &Request) -> &'static str {
 fn answer(state: &mut State, kind: &str, request: &Request) -> Answer {
     let (bucket, key) = request.path.split_once('/').unwrap_or((&request.path, ""));
     assert_eq!(bucket, "bucket");
+    if state.no_bucket {
+        // Nobody sees the code in the answer to HEAD.
+        return Answer::error(404, "NoSuchBucket");
+    }
     let key = key.to_owned();
     let metadata = || {
         let own = request
@@ -230,7 +237,7 @@ fn answer(state: &mut State, kind: &str, request: &Request) -> Answer {
             }
         },
         "LIST" => list(state, request),
-        "GET" => get(state, &key, request),
+        "GET" | "PEEK" => get(state, &key, request),
         "PUT" => {
             let etag = state.store(key, request.body.clone(), metadata());
             Answer::of(200).with("etag", etag)
