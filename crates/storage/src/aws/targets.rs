@@ -2,11 +2,11 @@
 //!
 //! S3 decides what is there. A set is one object, replaced as a whole, so that of two that are put at once the one that S3
 //! took last is the set everywhere. What a replica knows of S3 is a second old at most while S3 answers ([`known`]); the
-//! bytes of a set are fetched when it is first asked for ([`download`]) and kept, with their ETag, until the room is
-//! needed for others ([`TargetOptions::makes_room`]).
+//! bytes of a set are fetched when it is first asked for ([`download`](mod@download)) and kept, with their ETag, until the
+//! room is needed for others ([`TargetOptions::makes_room`]).
 //!
-//! A set that is put is complete on this disk first, then in S3 ([`upload`]), and only then in the index of this folder:
-//! without S3's word nobody sees it.
+//! A set that is put is complete on this disk first, then in S3 ([`upload`](mod@upload)), and only then in the index of
+//! this folder: without S3's word nobody sees it.
 //!
 //! Deliberately absent: locks between replicas, versions of sets, any use of what others keep under the prefix, a bound on
 //! what is in S3, and the removal of uploads that an ended process left (a lifecycle rule of the bucket does that).
