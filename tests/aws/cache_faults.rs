@@ -248,8 +248,8 @@ fn half_processed(mut request: Message, server: &dyn Fn(Message) -> Result<Messa
 #[ignore = "needs scripts/aws_services.sh"]
 fn batches_that_are_processed_in_part_come_whole_in_the_end() {
     let table = Table::new();
-    // Two batches to write, each of which takes five requests.
-    let texts = texts(45);
+    // Five batches to write, most of which take five requests.
+    let texts = texts(110);
     let proxy = Proxy::to(&dynamodb_url());
     proxy.rule(|asked| match asked.operation() {
         "BatchGetItem" | "BatchWriteItem" => Fault::Between(half_processed),
@@ -258,14 +258,14 @@ fn batches_that_are_processed_in_part_come_whole_in_the_end() {
     let start = start(&table).env("AWS_ENDPOINT_URL_DYNAMODB", &proxy.url);
     let first = start.start().ready();
     let computed = embed_all(&first, &texts);
-    table.wait_for_items(45);
+    table.wait_for_items(110);
     first.stop();
     let writes = proxy.asked().iter().filter(|asked| asked.operation() == "BatchWriteItem").count();
-    assert!(writes >= 8, "{writes}");
+    assert!(writes >= 20, "{writes}");
 
     let second = start.start().ready();
     let found = embed_all(&second, &texts);
-    assert_eq!(hits(&found), 45);
+    assert_eq!(hits(&found), 110);
     assert!(found.iter().zip(&computed).all(|((found, _), (computed, _))| found == computed));
 }
 

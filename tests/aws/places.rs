@@ -104,6 +104,14 @@ impl Bucket {
         self.send(self.client.delete(self.url(key)));
     }
 
+    /// Removes the bucket, with all that is in it.
+    pub(crate) fn remove(&self) {
+        for key in self.keys("") {
+            self.delete(&key);
+        }
+        self.send(self.client.delete(format!("{}/{}", s3_url(), self.name)));
+    }
+
     /// The keys under `prefix`.
     pub(crate) fn keys(&self, prefix: &str) -> Vec<String> {
         let url = format!("{}/{}?list-type=2&prefix={prefix}", s3_url(), self.name);

@@ -201,6 +201,40 @@ fn a_bucket_that_is_gone_for_a_while_leaves_what_is_known() {
 
 #[test]
 #[ignore = "needs scripts/aws_services.sh"]
+fn a_bucket_that_is_removed_is_not_one_without_sets() {
+    let shared = Shared::new();
+    let one = shared.replica();
+    assert_eq!(put(&one, "nist", "known"), 201);
+    shared.bucket.remove();
+    // One that knows nothing says what is wrong.
+    let two = shared.start().start();
+    for path in ["/api/v1/targets", "/api/v1/targets/nist"] {
+        let started = Instant::now();
+        loop {
+            // It says 503 while it opens its folder, too.
+            let answer = two.get(path);
+            assert_eq!(answer.status(), 503, "{path}");
+            let said = answer.text().expect("text");
+            if said.contains(&format!("there is no bucket {}: create it", shared.bucket.name)) {
+                break;
+            }
+            assert!(started.elapsed() < PATIENCE, "{said}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    let started = Instant::now();
+    while started.elapsed() < Duration::from_secs(3) {
+        assert_eq!(nearest(&one, "nist").as_deref(), Ok("known"));
+        assert_eq!(nearest(&one, "other"), Err(503));
+        assert_eq!(names(&one), ["nist"]);
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!((delete(&one, "nist"), put(&one, "nist", "x")), (503, 503));
+    assert_eq!(nearest(&one, "nist").as_deref(), Ok("known"));
+}
+
+#[test]
+#[ignore = "needs scripts/aws_services.sh"]
 fn what_is_kept_on_disk_stays_within_its_bound() {
     let shared = Shared::new();
     let one = shared.replica();

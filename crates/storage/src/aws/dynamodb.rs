@@ -5,6 +5,7 @@
 //! | [`item`] | how an embedding lies in an item, and how a damaged one is told |
 //! | [`read`] | many keys within one time limit |
 //! | [`write`](mod@write) | the bounded queue and the task that empties it |
+//! | [`pace`] | how fast it is emptied |
 //! | [`breaker`] | whether a table that failed is asked again |
 //! | [`trouble`] | what went wrong, in words, once a minute |
 //! | [`table`] | what people do with a table: create it, look at it, purge it |
@@ -19,6 +20,7 @@
 mod breaker;
 mod item;
 mod jitter;
+mod pace;
 mod read;
 mod table;
 #[cfg(test)]

@@ -2,11 +2,11 @@
 //!
 //! S3 decides what is there. A set is one object, replaced as a whole, so that of two that are put at once the one that S3
 //! took last is the set everywhere. What a replica knows of S3 is a second old at most while S3 answers ([`known`]); the
-//! bytes of a set are fetched when it is first asked for ([`download`](mod@download)) and kept, with their ETag, until the room is
-//! needed for others ([`TargetOptions::makes_room`]).
+//! bytes of a set are fetched when it is first asked for ([`download`](mod@download)) and kept, with their ETag, until the
+//! room is needed for others ([`TargetOptions::makes_room`]).
 //!
-//! A set that is put is complete on this disk first, then in S3 ([`upload`](mod@upload)), and only then in the index of this folder:
-//! without S3's word nobody sees it.
+//! A set that is put is complete on this disk first, then in S3 ([`upload`](mod@upload)), and only then in the index of
+//! this folder: without S3's word nobody sees it.
 //!
 //! Deliberately absent: locks between replicas, versions of sets, any use of what others keep under the prefix, a bound on
 //! what is in S3, and the removal of uploads that an ended process left (a lifecycle rule of the bucket does that).
@@ -25,7 +25,7 @@ use bucket::{Bucket, Fault, Remote, Said};
 use download::{FetchFault, download};
 use futures::future::{BoxFuture, Shared};
 use futures::{FutureExt as _, StreamExt as _, stream};
-use known::Known;
+use known::{Known, Listing, WAIT_MAX};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -164,10 +164,7 @@ impl TargetStore for SharedTargets {
 
     fn list(&self) -> BoxFuture<'_, Result<SetList, TargetError>> {
         async move {
-            let listed = match self.inner.known.trouble_now() {
-                Some(fault) => Err(fault),
-                None => self.inner.listed().await.inspect_err(|fault| self.inner.known.trouble(fault)),
-            };
+            let listed = self.inner.list().await;
             let known = self.inner.known.all().into_iter();
             let mut sets: Vec<SetInfo> = known
                 .filter_map(|(_, said)| match said {
@@ -306,6 +303,28 @@ impl Inner {
         Ok(set)
     }
 
+    /// Makes what is known what S3 lists, as far as S3 can be asked now.
+    async fn list(self: &Arc<Self>) -> Result<(), Fault> {
+        let inner = Arc::clone(self);
+        let listing = async move { inner.listed().await.map(drop).inspect_err(|fault| inner.known.trouble(fault)) };
+        match self.known.listing() {
+            Listing::Not(fault) => Err(fault),
+            Listing::Wait => listing.await,
+            Listing::Glance => {
+                // What comes late is known the next time.
+                let listing = tokio::spawn(listing.in_current_span());
+                let fault = |what: String| {
+                    let message = format!("{}: {what}", self.bucket.url());
+                    Err(Fault { trouble: super::Trouble::TimedOut, message })
+                };
+                match tokio::time::timeout(WAIT_MAX, listing).await {
+                    Ok(listed) => listed.unwrap_or_else(|error| fault(format!("not listed to the end: {error}"))),
+                    Err(_) => fault(format!("not listed in {WAIT_MAX:?}")),
+                }
+            }
+        }
+    }
+
     /// Lists the sets of S3, and asks for those that are new. How many there are.
     async fn listed(&self) -> Result<usize, Fault> {
         let listing = async {
@@ -313,7 +332,7 @@ impl Inner {
             let found = self.bucket.list().await?;
             let found: Vec<_> = found.into_iter().map(|(name, etag)| (name.as_str().to_owned(), etag)).collect();
             let new = self.known.listed(asked, &found);
-            let questions = new.into_iter().map(|name| async move { self.known.again(&name).await });
+            let questions = new.into_iter().map(|name| async move { self.known.again(&name, asked).await });
             let mut answers = stream::iter(questions).buffer_unordered(QUESTIONS_AT_ONCE);
             while let Some(answer) = answers.next().await {
                 answer?;

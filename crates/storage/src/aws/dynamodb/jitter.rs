@@ -5,9 +5,19 @@ use std::time::Duration;
 
 /// Half of `time` to all of it, by chance.
 pub(super) fn jittered(time: Duration) -> Duration {
+    time.mul_f64(0.5 + 0.5 * chance())
+}
+
+/// None of `time` to all of it, by chance.
+pub(super) fn any_of(time: Duration) -> Duration {
+    time.mul_f64(chance())
+}
+
+/// From 0 to 1.
+fn chance() -> f64 {
     // Each `RandomState` has keys of its own: the standard library's only source of chance.
     let random = RandomState::new().hash_one(0) as u32;
-    time.mul_f64(0.5 + 0.5 * f64::from(random) / f64::from(u32::MAX))
+    f64::from(random) / f64::from(u32::MAX)
 }
 
 /// The time before try number `tries` (from 1): `first`, doubled each time, up to `most`; half to all of it.
@@ -25,6 +35,15 @@ mod tests {
         let drawn: Vec<_> = (0..200).map(|_| jittered(time)).collect();
         assert!(drawn.iter().all(|t| *t >= time / 2 && *t <= time));
         assert!(drawn.iter().any(|t| *t != drawn[0]));
+    }
+
+    #[test]
+    fn any_of_it() {
+        let time = Duration::from_millis(100);
+        let drawn: Vec<_> = (0..200).map(|_| any_of(time)).collect();
+        assert!(drawn.iter().all(|t| *t <= time));
+        // 200 of either half alone would be a rare chance.
+        assert!(drawn.iter().any(|t| *t < time / 2) && drawn.iter().any(|t| *t > time / 2));
     }
 
     #[test]

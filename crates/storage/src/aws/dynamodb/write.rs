@@ -1,15 +1,17 @@
 //! The bounded queue, and the task that empties it.
 //!
 //! The task gathers up to 25 entries, which is what DynamoDB takes at once (at 400 KB each they stay below its 16 MB), and
-//! writes them; one request at a time, as a new table takes fewer vectors a second than one request after the other
-//! brings. What comes back unprocessed, or fails in a way that passes, is tried again after a pause. Pauses grow while
-//! the table throttles, over batches, too, and shrink when it does not.
+//! writes them, some requests at a time: as many as the table takes ([`pace`](super::pace)). What comes back unprocessed,
+//! or fails in a way that passes, is tried again after a pause.
 //!
 //! A batch is given up after some tries without progress. While the breaker is open, all that waits and all that comes is
 //! dropped: a dropped entry costs one computation later, a kept one memory now and time at the end.
+//!
+//! Two writes of one key that are under way at once come in any order: a key has one vector.
 
 use super::item::{Item, encode};
-use super::jitter::{backoff, jittered};
+use super::jitter::backoff;
+use super::pace::Pace;
 use super::trouble::{Doing, Failure};
 use super::{Shared, count, epoch_s};
 use crate::aws::Trouble;
@@ -23,6 +25,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// What DynamoDB takes in one request.
@@ -38,7 +41,7 @@ pub(super) struct WriteTuning {
     pub(super) delay: Duration,
     /// Tries of a batch in a row that write none of it.
     pub(super) tries_max: u32,
-    /// The first pause, doubled each time.
+    /// The first pause, doubled each time that none is written.
     pub(super) pause: Duration,
     pub(super) pause_max: Duration,
 }
@@ -139,7 +142,8 @@ impl Waiting {
 }
 
 async fn run(shared: Arc<Shared>, waiting: Arc<Waiting>, mut messages: UnboundedReceiver<Message>) {
-    let mut pace = Pace { pause: Duration::ZERO };
+    let pace = Arc::new(Pace::new(&shared.tuning.write));
+    let mut batches = JoinSet::new();
     // Ends when the cache was dropped and the queue is empty.
     while let Some(first) = messages.recv().await {
         let deadline = Instant::now() + shared.tuning.write.delay;
@@ -156,47 +160,60 @@ async fn run(shared: Arc<Shared>, waiting: Arc<Waiting>, mut messages: Unbounded
             }
             next = timeout_at(deadline, messages.recv()).await.ok().flatten();
         };
-        let (entries, bytes) = (batch.len(), batch.iter().map(Entry::bytes).sum());
-        write(&shared, &mut pace, batch).await;
-        waiting.release(entries, bytes);
+        while batches.try_join_next().is_some() {}
+        while batches.len() >= pace.requests() {
+            batches.join_next().await;
+        }
+        if !batch.is_empty() {
+            let (shared, waiting, pace) = (Arc::clone(&shared), Arc::clone(&waiting), Arc::clone(&pace));
+            batches.spawn(async move {
+                let (entries, bytes) = (batch.len(), batch.iter().map(Entry::bytes).sum());
+                write(&shared, &pace, batch).await;
+                waiting.release(entries, bytes);
+            });
+        }
         if let Some(done) = flushed {
+            while batches.join_next().await.is_some() {}
             // Whoever asked may have stopped waiting.
             done.send(()).ok();
         }
     }
+    while batches.join_next().await.is_some() {}
 }
 
 /// Writes what can be written of a batch, and counts the rest as dropped.
-async fn write(shared: &Shared, pace: &mut Pace, batch: Vec<Entry>) {
+async fn write(shared: &Shared, pace: &Pace, batch: Vec<Entry>) {
     let mut left = requests(shared, batch);
     let mut tries = 0;
     while !left.is_empty() {
         let Some(pass) = shared.writes.admit() else { break };
-        pace.wait().await;
+        let sent = pace.wait().await;
         let before = left.len();
         let failure = match call(shared, left.clone()).await {
             Ok(unprocessed) => {
                 pass.succeeded();
                 left = unprocessed;
                 if left.is_empty() {
-                    pace.faster(&shared.tuning.write);
+                    pace.whole();
                     return;
                 }
-                pace.slower(&shared.tuning.write);
                 if left.len() < before {
+                    pace.part(sent);
                     tries = 0;
                     continue;
                 }
+                pace.throttled(sent);
                 Failure::throttled()
             }
             Err(failure) if failure.trouble == Trouble::Throttled => {
                 // A table that is busy is a table that works.
                 drop(pass);
-                pace.slower(&shared.tuning.write);
+                pace.throttled(sent);
                 failure
             }
             Err(failure) => {
                 pass.failed(failure.lasts());
+                pace.failed();
                 failure
             }
         };
@@ -238,27 +255,5 @@ async fn call(shared: &Shared, requests: Vec<WriteRequest>) -> Result<Vec<WriteR
         Ok(Ok(output)) => Ok(output.unprocessed_items.unwrap_or_default().into_values().flatten().collect()),
         Ok(Err(error)) => Err(Failure::from(&error)),
         Err(_) => Err(Failure::timed_out(limit)),
-    }
-}
-
-/// How fast the table takes what is written.
-struct Pace {
-    /// Before each request.
-    pause: Duration,
-}
-
-impl Pace {
-    async fn wait(&self) {
-        if !self.pause.is_zero() {
-            sleep(jittered(self.pause)).await;
-        }
-    }
-
-    fn slower(&mut self, tuning: &WriteTuning) {
-        self.pause = (self.pause * 2).clamp(tuning.pause, tuning.pause_max);
-    }
-
-    fn faster(&mut self, tuning: &WriteTuning) {
-        self.pause = if self.pause <= tuning.pause { Duration::ZERO } else { self.pause / 2 };
     }
 }

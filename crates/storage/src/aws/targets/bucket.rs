@@ -112,13 +112,13 @@ impl Bucket {
         format!("s3://{}/{}", self.bucket, self.key(name))
     }
 
-    /// What S3 has under a name, now.
+    /// What S3 has under a name, now. `Said::Absent` is S3's word that the bucket is there and the set is not.
     pub(super) async fn head(&self, name: &str) -> Result<Said, Fault> {
         let place = self.place(name);
         let head = || self.s3.head_object().bucket(&self.bucket).key(self.key(name)).send();
         let head = match retried(2, || self.call(ANSWER_TIMEOUT / 2, &place, head())).await {
             Ok(head) => head,
-            Err(Fault { trouble: Trouble::NotFound, .. }) => return Ok(Said::Absent),
+            Err(Fault { trouble: Trouble::NotFound, .. }) => return self.absent(name).await.map(|()| Said::Absent),
             Err(fault) => return Err(fault),
         };
         let bytes = head.content_length().and_then(|length| u64::try_from(length).ok()).unwrap_or(0);
@@ -127,6 +127,27 @@ impl Bucket {
             Ok((info, sha256)) => Said::Present(Remote { etag, info, sha256: Some(sha256) }.into()),
             Err(damage) => Said::Foreign { etag, damage },
         })
+    }
+
+    /// Makes sure that there is no set of a name. The answer to HEAD has no body, and so no word of what is missing: the
+    /// set, the bucket, or an S3 at this address.
+    async fn absent(&self, name: &str) -> Result<(), Fault> {
+        let place = self.place(name);
+        let peek = || async {
+            let request = self.s3.get_object().bucket(&self.bucket).key(self.key(name)).range("bytes=0-0");
+            match request.send().await {
+                // Put since: HEAD came before that. Its byte is not read.
+                Ok(_) => Ok(()),
+                Err(error) if error.code() == Some("NoSuchKey") => Ok(()),
+                Err(error) => Err(error),
+            }
+        };
+        match retried(2, || self.call(ANSWER_TIMEOUT / 2, &place, peek())).await {
+            Err(Fault { trouble: Trouble::NotFound, .. }) => {
+                Err(broken(&place, "who answers 404 is no S3: check AWS_ENDPOINT_URL_S3, and proxies".to_owned()))
+            }
+            outcome => outcome,
+        }
     }
 
     /// Names and ETags of all objects that are sets by their names.
@@ -237,7 +258,9 @@ impl Bucket {
             }
             Trouble::WrongRegion(Some(other)) => format!("the bucket is in {other}: set AWS_REGION={other}"),
             Trouble::WrongRegion(None) => format!("the bucket is not in {}: set AWS_REGION to its region", self.region),
-            Trouble::NoContainer => "there is no such bucket: see NEXUS_TARGETS_URL".to_owned(),
+            Trouble::NoContainer => {
+                format!("there is no bucket {}: create it, or name another in NEXUS_TARGETS_URL", self.bucket)
+            }
             Trouble::Throttled => "S3 asks for fewer requests".to_owned(),
             Trouble::TimedOut => "no answer in time".to_owned(),
             _ => chain(error),

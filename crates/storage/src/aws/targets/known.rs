@@ -12,7 +12,10 @@
 //! trouble), and S3 is asked no more than once each [`REST`]: a breaker that one answer closes.
 //!
 //! One question a name is under way at a time. What it brings is dropped if the set was put or deleted through this
-//! replica meanwhile.
+//! replica meanwhile, or if a list has told something newer.
+//!
+//! A list of S3 decides over everything that was known before S3 was asked for it, from whatever source: S3 lists what it
+//! has. What was learned since then, of sets that are put while it lists, is left alone.
 
 use super::bucket::{Bucket, Fault, Said};
 use crate::aws::Trouble;
@@ -33,6 +36,16 @@ const NAMES_MAX: usize = 10_000;
 
 type Flight = Shared<BoxFuture<'static, ()>>;
 
+/// How to ask S3 for a list.
+pub(super) enum Listing {
+    /// And wait for it.
+    Wait,
+    /// And wait [`WAIT_MAX`] at most: there was trouble a moment ago.
+    Glance,
+    /// Not now, for this reason.
+    Not(Fault),
+}
+
 pub(super) struct Known {
     bucket: Bucket,
     state: Mutex<State>,
@@ -51,6 +64,9 @@ struct State {
 #[derive(Default)]
 struct Entry {
     said: Option<Said>,
+    /// When `said` was so, at the earliest: when the question was sent that it answers, or when S3 had taken what was put
+    /// or deleted through this replica.
+    since: Option<Instant>,
     /// When the question was sent that `said` answers. `None`: it has to be asked again.
     asked: Option<Instant>,
     /// Why the last question had no answer, if it had none.
@@ -81,7 +97,7 @@ impl Known {
             }
             let refused = entry.refused.as_ref().filter(|(at, _)| now.saturating_duration_since(*at) < REST);
             if let Some(fault) = resting.or_else(|| refused.map(|(_, fault)| fault.clone())) {
-                return last.ok_or(fault);
+                return instead(last, fault);
             }
             let flight = match &entry.flight {
                 Some(flight) => flight.clone(),
@@ -109,8 +125,8 @@ impl Known {
         let mut state = self.state();
         let entry = state.entry(name);
         match (&entry.said, &entry.refused) {
-            (Some(said), _) => Ok(said.clone()),
-            (None, Some((_, fault))) => Err(fault.clone()),
+            (said, Some((_, fault))) => instead(said.clone(), fault.clone()),
+            (Some(said), None) => Ok(said.clone()),
             (None, None) => Err(Fault {
                 trouble: Trouble::Other,
                 message: format!("{}: the question was dropped", self.bucket.place(name)),
@@ -137,10 +153,11 @@ impl Known {
             let entry = state.entry(&name);
             entry.flight = None;
             match outcome {
-                Ok(said) if entry.generation == generation => {
-                    (entry.said, entry.asked, entry.refused) = (Some(said), Some(asked), None);
+                Ok(said) if entry.generation == generation && entry.since.is_none_or(|since| since <= asked) => {
+                    (entry.said, entry.since, entry.asked, entry.refused) =
+                        (Some(said), Some(asked), Some(asked), None);
                 }
-                Ok(_) => {}
+                Ok(_) => entry.refused = None,
                 Err(fault) => entry.refused = Some((Instant::now(), fault)),
             }
         });
@@ -153,9 +170,15 @@ impl Known {
         let mut state = self.state();
         // What is denied for one set may be allowed for another, and is told at once.
         let of_all = fault.trouble.is_transient()
-            || matches!(fault.trouble, Trouble::NoCredentials | Trouble::BadCredentials | Trouble::WrongRegion(_));
+            || matches!(
+                fault.trouble,
+                Trouble::NoCredentials | Trouble::BadCredentials | Trouble::WrongRegion(_) | Trouble::NoContainer
+            );
         if of_all {
-            state.impatient_until = Some(now + IMPATIENT);
+            // Who says that there is no bucket says so at once.
+            if fault.trouble != Trouble::NoContainer {
+                state.impatient_until = Some(now + IMPATIENT);
+            }
             state.resting = Some((now + REST, fault.clone()));
         }
         if state.logged.is_none_or(|logged| now.saturating_duration_since(logged) >= LOG_EVERY) {
@@ -168,11 +191,19 @@ impl Known {
         }
     }
 
-    /// What is wrong with S3, while nobody waits for it.
-    pub(super) fn trouble_now(&self) -> Option<Fault> {
-        let state = self.state();
-        let impatient = state.impatient_until.is_some_and(|until| Instant::now() < until);
-        state.resting.as_ref().filter(|_| impatient).map(|(_, fault)| fault.clone())
+    /// Whether S3 is to be asked for a list now. While there is trouble, one caller each [`REST`] is told to.
+    pub(super) fn listing(&self) -> Listing {
+        let now = Instant::now();
+        let mut state = self.state();
+        let impatient = state.impatient_until.is_some_and(|until| now < until);
+        match &mut state.resting {
+            Some((until, fault)) if now < *until => Listing::Not(fault.clone()),
+            Some((until, _)) if impatient => {
+                *until = now + REST;
+                Listing::Glance
+            }
+            _ => Listing::Wait,
+        }
     }
 
     /// A set was put through this replica, or is on its disk from an earlier run: what counts until S3 has been asked.
@@ -180,7 +211,7 @@ impl Known {
         let mut state = self.state();
         let entry = state.entry(name);
         entry.generation += 1;
-        (entry.said, entry.asked, entry.refused) = (Some(said), None, None);
+        (entry.said, entry.since, entry.asked, entry.refused) = (Some(said), Some(Instant::now()), None, None);
     }
 
     /// S3 was found to have something else than what is known: it has to be asked.
@@ -193,16 +224,17 @@ impl Known {
         self.put(name, Said::Absent);
     }
 
-    /// What is known of names that S3 has listed with these ETags, and the names of which nothing is.
+    /// Takes note of what S3 has listed, by names and ETags, when it was `asked`. The names that it has to be asked for:
+    /// nothing is known of them, or of another state.
     pub(super) fn listed(&self, asked: Instant, found: &[(String, String)]) -> Vec<String> {
         let mut state = self.state();
         state.resting = None;
         let listed: HashMap<&str, &str> = found.iter().map(|(name, etag)| (name.as_str(), etag.as_str())).collect();
         for (name, entry) in &mut state.names {
-            // What was put or deleted here while S3 listed has no time, and is left alone.
-            let older = entry.asked.is_some_and(|before| before < asked);
+            // What was learned while S3 listed may be newer, and is left alone.
+            let older = entry.since.is_some_and(|since| since < asked);
             if older && !listed.contains_key(name.as_str()) {
-                (entry.said, entry.asked) = (Some(Said::Absent), Some(asked));
+                (entry.said, entry.since, entry.asked) = (Some(Said::Absent), Some(asked), Some(asked));
             }
         }
         let unknown = found.iter().filter(|(name, etag)| {
@@ -216,17 +248,27 @@ impl Known {
         unknown.map(|(name, _)| name.clone()).collect()
     }
 
-    /// Asks S3 for a set, whatever is known of it, and waits for the answer. Why there is none, if there is none.
-    pub(super) async fn again(self: &Arc<Self>, name: &str) -> Result<(), Fault> {
-        let flight = {
-            let mut state = self.state();
-            let entry = state.entry(name);
-            let flight = entry.flight.take().unwrap_or_else(|| self.ask(name, entry.generation));
-            entry.flight = Some(flight.clone());
-            flight
-        };
-        flight.await;
-        self.state().entry(name).refused.as_ref().map_or(Ok(()), |(_, fault)| Err(fault.clone()))
+    /// Asks S3 for a set that it has listed, unless something newer than that list is known by then, and waits for the
+    /// answer. Why there is none, if there is none.
+    pub(super) async fn again(self: &Arc<Self>, name: &str, listed: Instant) -> Result<(), Fault> {
+        // A question that was under way before may bring an older answer, and is not counted; one more may end then.
+        for _ in 0..3 {
+            let flight = {
+                let mut state = self.state();
+                let entry = state.entry(name);
+                if entry.since.is_some_and(|since| since >= listed) {
+                    return Ok(());
+                }
+                let flight = entry.flight.take().unwrap_or_else(|| self.ask(name, entry.generation));
+                entry.flight = Some(flight.clone());
+                flight
+            };
+            flight.await;
+            if let Some((_, fault)) = &self.state().entry(name).refused {
+                return Err(fault.clone());
+            }
+        }
+        Ok(())
     }
 
     /// Everything that is known.
@@ -237,6 +279,16 @@ impl Known {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is used when S3 can not be asked.
+fn instead(last: Option<Said>, fault: Fault) -> Result<Said, Fault> {
+    match last {
+        // Without a bucket, nobody says of a set that it is not there.
+        Some(Said::Absent) if fault.trouble == Trouble::NoContainer => Err(fault),
+        Some(last) => Ok(last),
+        None => Err(fault),
     }
 }
 

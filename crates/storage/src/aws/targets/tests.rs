@@ -300,3 +300,89 @@ async fn copies_are_used_again_after_a_restart() {
     assert_eq!((b.fill("nist").await, b.fill("soc").await), (Some(3), None));
     assert_eq!(b.files(), 1);
 }
+
+fn names(list: &SetList) -> Vec<&str> {
+    list.sets.iter().map(|info| &*info.name).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_is_of_the_bucket_whoever_put_the_sets() {
+    let double = Double::start();
+    let (a, b) = (Replica::new(&double).await, Replica::new(&double).await);
+    a.put("one", 1, 3).await.unwrap();
+    b.put("two", 2, 3).await.unwrap();
+    for replica in [&a, &b] {
+        assert_eq!(names(&replica.targets.list().await.unwrap()), ["one", "two"]);
+    }
+    // Deleted by the other, and nobody asks for it by its name.
+    b.targets.delete("one").await.unwrap();
+    assert_eq!(names(&a.targets.list().await.unwrap()), ["two"]);
+    // Put here last, deleted there, and in no list between.
+    a.put("two", 3, 3).await.unwrap();
+    b.targets.delete("two").await.unwrap();
+    a.put("three", 3, 3).await.unwrap();
+    assert_eq!(names(&a.targets.list().await.unwrap()), ["three"]);
+    // Of what is on the disk only.
+    let Replica { targets, folder } = a;
+    drop(targets);
+    b.targets.delete("three").await.unwrap();
+    b.put("four", 4, 3).await.unwrap();
+    let a = Replica { targets: open(double.address, folder.path(), ROOM).await, folder };
+    assert_eq!(names(&a.targets.list().await.unwrap()), ["four"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_set_put_while_sets_are_listed_is_not_missing() {
+    let double = Double::start();
+    let a = Arc::new(Replica::new(&double).await);
+    for name in ["b", "c", "d", "e", "f", "g"] {
+        a.put(name, 1, 3).await.unwrap();
+    }
+    // Three pages: that of the new set has been told when it comes.
+    double.state().list_delay = Duration::from_millis(300);
+    let listing = tokio::spawn({
+        let a = Arc::clone(&a);
+        async move { a.targets.list().await.unwrap() }
+    });
+    while double.count("LIST") < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    a.put("a", 1, 3).await.unwrap();
+    a.targets.delete("g").await.unwrap();
+    assert_eq!(names(&listing.await.unwrap()), ["a", "b", "c", "d", "e", "f"]);
+    double.state().list_delay = Duration::ZERO;
+    // However many are put and listed at once: what was put before is in the list.
+    let putting = async {
+        for i in 0..20 {
+            let name = format!("new-{i}");
+            a.put(&name, 1, 3).await.unwrap();
+            assert!(names(&a.targets.list().await.unwrap()).contains(&&*name), "{name}");
+        }
+    };
+    let listing = async {
+        for _ in 0..20 {
+            assert!(a.targets.list().await.unwrap().sets.len() >= 6);
+        }
+    };
+    futures::join!(putting, listing);
+    assert_eq!(a.targets.list().await.unwrap().sets.len(), 26);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_is_of_the_bucket_soon_after_trouble() {
+    let double = Double::start();
+    let (a, b) = (Replica::new(&double).await, Replica::new(&double).await);
+    a.put("one", 1, 3).await.unwrap();
+    for kind in ["HEAD", "LIST"] {
+        double.refuse(kind, 0, 500, "InternalError");
+    }
+    assert_eq!(names(&a.targets.list().await.unwrap()), ["one"]);
+    double.state().refusals.clear();
+    b.targets.delete("one").await.unwrap();
+    // S3 is asked again a second later, though nobody would wait long for it.
+    let (started, lists) = (Instant::now(), double.count("LIST"));
+    while !a.targets.list().await.unwrap().sets.is_empty() {
+        assert!(started.elapsed() < Duration::from_secs(4), "{} questions", double.count("LIST") - lists);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}

@@ -32,6 +32,8 @@ pub(super) enum Fault {
     Late(Duration),
     /// So many of the request's keys or items are processed.
     Partial(usize),
+    /// So many of the request's keys or items are not processed, but one is.
+    Leave(usize),
     None,
 }
 
@@ -51,6 +53,9 @@ struct State {
     plan: BTreeMap<Kind, (VecDeque<Fault>, Option<Fault>)>,
     /// Each request's kind, with the number of keys or items in it.
     calls: Vec<(Kind, usize)>,
+    /// Requests at once, now and at most.
+    now: usize,
+    at_once_max: usize,
     table: Option<Value>,
     ttl: Option<String>,
     /// Looks at the table before it is active.
@@ -106,6 +111,11 @@ impl Double {
     /// The number of keys or items in each request of this kind so far.
     pub(super) fn calls(&self, kind: Kind) -> Vec<usize> {
         self.state().calls.iter().filter(|(k, _)| *k == kind).map(|(_, n)| *n).collect()
+    }
+
+    /// Requests that were under way at once, at most.
+    pub(super) fn at_once_max(&self) -> usize {
+        self.state().at_once_max
     }
 
     pub(super) fn items(&self) -> Vec<Value> {
@@ -172,7 +182,9 @@ fn serve(shared: &Shared, stream: TcpStream) -> std::io::Result<()> {
         let mut body = vec![0; length];
         reader.read_exact(&mut body)?;
         let request: Value = serde_json::from_slice(&body).unwrap();
-        let Some((status, answer)) = answer(shared, &operation, &request) else { return Ok(()) };
+        let answer = answer(shared, &operation, &request);
+        shared.state.lock().unwrap().now -= 1;
+        let Some((status, answer)) = answer else { return Ok(()) };
         let answer = answer.to_string();
         write!(stream, "HTTP/1.1 {status} x\r\ncontent-type: application/x-amz-json-1.0\r\n")?;
         write!(stream, "content-length: {}\r\n\r\n{answer}", answer.len())?;
@@ -189,11 +201,13 @@ fn answer(shared: &Shared, operation: &str, request: &Value) -> Option<(u16, Val
     };
     let fault = {
         let mut state = shared.state.lock().unwrap();
+        state.now += 1;
+        state.at_once_max = state.at_once_max.max(state.now);
         state.calls.push((kind, entries(operation, request).len()));
         let (next, always) = state.plan.entry(kind).or_default();
         next.pop_front().or(*always).unwrap_or(Fault::None)
     };
-    let mut most = usize::MAX;
+    let (mut most, asked) = (usize::MAX, entries(operation, request).len());
     match fault {
         Fault::Throttle => return Some(error(400, "ProvisionedThroughputExceededException", "slow down")),
         Fault::Server => return Some(error(500, "InternalServerError", "sorry")),
@@ -211,6 +225,7 @@ fn answer(shared: &Shared, operation: &str, request: &Value) -> Option<(u16, Val
         Fault::Close => return None,
         Fault::Late(time) => thread::sleep(time),
         Fault::Partial(n) => most = n,
+        Fault::Leave(n) => most = asked.saturating_sub(n).max(1),
         Fault::None => {}
     }
     let mut state = shared.state.lock().unwrap();

@@ -207,6 +207,53 @@ async fn writes_that_go_on_failing_are_given_up_and_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_takes_a_part_of_everything_has_it_all_soon() {
+    // Pauses that doubled with each answer would take a minute or more.
+    for (fault, texts) in [(Fault::Partial(20), 1000), (Fault::Leave(5), 110), (Fault::Partial(1), 110)] {
+        let double = Double::start();
+        // As it is set in use.
+        let tuning = Tuning { cold: true, ..Tuning::default() };
+        let cache = DynamoCache::with(double.client(), "eu-west-1", options(), tuning);
+        double.always(Kind::Write, fault);
+        let began = Instant::now();
+        cache.put((0..texts).map(numbered).collect());
+        cache.flush().await;
+        assert!(began.elapsed() < PATIENCE, "{fault:?}");
+        let stats = cache.stats();
+        assert_eq!((double.items().len() as u64, stats.dropped, stats.waiting), (texts, 0, 0), "{fault:?}");
+        assert_eq!((stats.write_failures, stats.writes), (0, Circuit::Closed), "{fault:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_busy_has_it_all_soon_after() {
+    let double = Double::start();
+    let tuning = Tuning { cold: true, ..Tuning::default() };
+    let cache = DynamoCache::with(double.client(), "eu-west-1", options(), tuning);
+    double
+        .next(Kind::Write, &[Fault::Throttle, Fault::Partial(0), Fault::Throttle, Fault::Partial(0), Fault::Throttle]);
+    double.always(Kind::Write, Fault::Partial(20));
+    cache.put((0..500).map(numbered).collect());
+    cache.flush().await;
+    let stats = cache.stats();
+    assert_eq!((double.items().len(), stats.dropped, stats.waiting, stats.write_failures), (500, 0, 0, 5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn more_is_written_at_once_as_long_as_the_table_takes_it() {
+    let double = Double::start();
+    let cache = cache(&double);
+    // So that requests overlap on any machine.
+    double.always(Kind::Write, Fault::Late(Duration::from_millis(100)));
+    cache.put((0..500).map(numbered).collect());
+    cache.flush().await;
+    assert_eq!(double.items().len(), 500);
+    // How many, of four at most, depends on how long the machine takes to send one.
+    assert!((2..=4).contains(&double.at_once_max()), "{}", double.at_once_max());
+    assert_eq!(cache.stats().waiting, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_does_not_fit_the_queue_is_dropped_and_counted() {
     let double = Double::start();
     double.always(Kind::Write, Fault::Hang);

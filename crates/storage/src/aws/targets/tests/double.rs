@@ -15,7 +15,7 @@ pub(super) struct State {
     pub(super) objects: BTreeMap<String, Object>,
     /// By id: what was put of an upload that is under way.
     pub(super) uploads: BTreeMap<String, Upload>,
-    /// Requests, as `HEAD`, `LIST`, `GET`, `PUT`, `PART`, `BEGIN`, `COMPLETE`, `ABORT`, `DELETE`.
+    /// Requests, as `HEAD`, `PEEK` (the first byte alone), `LIST`, `GET`, `PUT`, `PART`, `BEGIN`, `COMPLETE`, `ABORT`, `DELETE`.
     pub(super) counts: BTreeMap<&'static str, usize>,
     pub(super) bytes_sent: usize,
     /// Ranges at once, now and at most.
@@ -25,6 +25,10 @@ pub(super) struct State {
     pub(super) refusals: BTreeMap<&'static str, (usize, u16, &'static str)>,
     /// Before any answer.
     pub(super) delay: Duration,
+    /// And before the answer with a page of a list.
+    pub(super) list_delay: Duration,
+    /// There is no bucket.
+    pub(super) no_bucket: bool,
     /// Nobody is answered while it is set.
     pub(super) hangs: bool,
     /// Replaces an object when this many ranges of it were sent.
@@ -132,7 +136,8 @@ fn serve(stream: TcpStream, shared: &(Mutex<State>, Condvar)) -> std::io::Result
             }
             let state = shared.1.wait_while(state, |state| state.hangs).unwrap();
             let refusal = state.refusals.get(kind).filter(|(after, ..)| count > *after);
-            (state.delay, refusal.map(|(_, status, code)| Answer::error(*status, code)))
+            let listing = if kind == "LIST" { state.list_delay } else { Duration::ZERO };
+            (state.delay + listing, refusal.map(|(_, status, code)| Answer::error(*status, code)))
         };
         thread::sleep(delay);
         let answer = {
@@ -191,6 +196,7 @@ fn kind(request: &Request) -> &'static str {
     match request.method.as_str() {
         "HEAD" => "HEAD",
         "GET" if has("list-type") => "LIST",
+        "GET" if request.headers.get("range").is_some_and(|range| range == "bytes=0-0") => "PEEK",
         "GET" => "GET",
         "PUT" if has("partNumber") => "PART",
         "PUT" => "PUT",
@@ -205,6 +211,10 @@ fn kind(request: &Request) -> &'static str {
 fn answer(state: &mut State, kind: &str, request: &Request) -> Answer {
     let (bucket, key) = request.path.split_once('/').unwrap_or((&request.path, ""));
     assert_eq!(bucket, "bucket");
+    if state.no_bucket {
+        // Nobody sees the code in the answer to HEAD.
+        return Answer::error(404, "NoSuchBucket");
+    }
     let key = key.to_owned();
     let metadata = || {
         let own = request
@@ -227,7 +237,7 @@ fn answer(state: &mut State, kind: &str, request: &Request) -> Answer {
             }
         },
         "LIST" => list(state, request),
-        "GET" => get(state, &key, request),
+        "GET" | "PEEK" => get(state, &key, request),
         "PUT" => {
             let etag = state.store(key, request.body.clone(), metadata());
             Answer::of(200).with("etag", etag)

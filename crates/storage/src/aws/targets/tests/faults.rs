@@ -172,3 +172,64 @@ async fn bytes_that_are_not_those_that_were_put_are_no_set() {
     let error = b.targets.get("copy").await.unwrap_err();
     assert!(error.to_string().contains("it is the set \"nist\""), "{error}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bucket_that_is_missing_is_not_a_bucket_without_sets() {
+    let double = Double::start();
+    let (a, b) = (Replica::new(&double).await, Replica::new(&double).await);
+    a.put("nist", 1, ROWS).await.unwrap();
+    b.knows("nist", Some(1)).await;
+    assert_eq!(b.fill("unknown").await, None);
+    double.state().no_bucket = true;
+    tokio::time::sleep(KNOWN_MAX).await;
+    for replica in [&a, &b] {
+        serves_what_it_knows(replica, "there is no bucket").await;
+        assert_eq!(replica.files(), 1);
+    }
+    // Nothing is known: no set, and not no sets.
+    let c = Replica::new(&double).await;
+    for reason in [reason(c.targets.get("nist").await), reason(c.targets.list().await)] {
+        assert!(
+            reason.contains("there is no bucket bucket: create it, or name another in NEXUS_TARGETS_URL"),
+            "{reason}"
+        );
+    }
+    // And after a restart.
+    let a = a.restarted(&double).await;
+    assert_eq!((a.fill("nist").await, a.files()), (Some(1), 1));
+
+    double.state().no_bucket = false;
+    // While it was missing, S3 rested.
+    tokio::time::sleep(KNOWN_MAX).await;
+    c.knows("nist", Some(1)).await;
+    assert!(c.targets.delete("nist").await.unwrap());
+    a.knows("nist", None).await;
+    b.knows("nist", None).await;
+    assert_eq!((a.files(), b.files(), c.files()), (0, 0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_is_missing_is_asked_for_twice() {
+    let double = Double::start();
+    let a = Replica::new(&double).await;
+    a.put("nist", 1, ROWS).await.unwrap();
+    let peeks = double.count("PEEK");
+    for _ in 0..3 {
+        a.targets.inner.known.outdated("nist");
+        assert_eq!(a.fill("nist").await, Some(1));
+    }
+    a.put("nist", 2, ROWS).await.unwrap();
+    a.targets.list().await.unwrap();
+    assert_eq!(double.count("PEEK"), peeks);
+    assert_eq!(a.fill("unknown").await, None);
+    assert_eq!(double.count("PEEK"), peeks + 1);
+    // What can not be told apart is not taken for deleted.
+    double.refuse("PEEK", 0, 500, "InternalError");
+    double.state().objects.clear();
+    a.targets.inner.known.outdated("nist");
+    assert_eq!((a.fill("nist").await, a.files()), (Some(2), 1));
+    assert!(reason(a.targets.delete("nist").await).contains("InternalError"));
+    double.state().refusals.clear();
+    a.knows("nist", None).await;
+    assert_eq!(a.files(), 0);
+}
