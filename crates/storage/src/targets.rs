@@ -264,8 +264,14 @@ impl Shared {
         let name = set.info().name.clone();
         let path = &self.file_of(&set);
         let record = index::encode(set.info(), set.sequence(), set.etag());
-        let _changing = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
-        self.check_count(&name)?;
+        let _changing = loop {
+            self.make_place(&name)?;
+            let changing = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
+            // Others may have taken the place in between.
+            if self.check_count(&name).is_ok() {
+                break changing;
+            }
+        };
         fs::rename(&temporary.path, path).map_err(|error| TargetError::io("create", path, error))?;
         path.clone_into(&mut temporary.path);
         folder::sync(&self.folder)?;

@@ -172,7 +172,10 @@ impl TargetStore for SharedTargets {
                     Said::Absent | Said::Foreign { .. } => None,
                 })
                 .collect();
-            if let (Err(fault), true) = (listed, sets.is_empty()) {
+            // The last list is better than none. A part of the first would look like all there is.
+            if let Err(fault) = listed
+                && !self.inner.known.is_complete()
+            {
                 return Err(fault.into());
             }
             sets.sort_unstable_by(|a, b| a.name.cmp(&b.name));
@@ -337,6 +340,7 @@ impl Inner {
             while let Some(answer) = answers.next().await {
                 answer?;
             }
+            self.known.completed();
             Ok(found.len())
         };
         tokio::time::timeout(LIST_TIMEOUT, listing).await.unwrap_or_else(|_| {

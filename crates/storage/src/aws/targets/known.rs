@@ -59,6 +59,8 @@ struct State {
     /// Nobody waits for S3 until then.
     impatient_until: Option<Instant>,
     logged: Option<Instant>,
+    /// Whether everything that S3 had was known once.
+    complete: bool,
 }
 
 #[derive(Default)]
@@ -117,7 +119,7 @@ impl Known {
             Some(last) => {
                 if tokio::time::timeout(WAIT_MAX, flight).await.is_err() {
                     let message = format!("{}: no answer in {WAIT_MAX:?}", self.bucket.place(name));
-                    self.trouble(&Fault { trouble: Trouble::TimedOut, message });
+                    self.slow(&message);
                     return Ok(last);
                 }
             }
@@ -164,6 +166,26 @@ impl Known {
         async move { drop(asking.await) }.boxed().shared()
     }
 
+    /// An answer did not come in [`WAIT_MAX`]: nobody waits for those about sets that are known, for a while. Others are
+    /// still asked for; this one may come yet.
+    fn slow(&self, message: &str) {
+        let mut state = self.state();
+        state.impatient_until = Some(Instant::now() + IMPATIENT);
+        self.complain(state, message);
+    }
+
+    fn complain(&self, mut state: MutexGuard<'_, State>, message: &str) {
+        let now = Instant::now();
+        if state.logged.is_none_or(|logged| now.saturating_duration_since(logged) >= LOG_EVERY) {
+            state.logged = Some(now);
+            drop(state);
+            tracing::warn!(
+                reason = message,
+                "shared target sets can not be asked for; those known here are served as they were last"
+            );
+        }
+    }
+
     /// Takes note of what is wrong with S3, and says so once a minute.
     pub(super) fn trouble(&self, fault: &Fault) {
         let now = Instant::now();
@@ -181,14 +203,7 @@ impl Known {
             }
             state.resting = Some((now + REST, fault.clone()));
         }
-        if state.logged.is_none_or(|logged| now.saturating_duration_since(logged) >= LOG_EVERY) {
-            state.logged = Some(now);
-            drop(state);
-            tracing::warn!(
-                reason = fault.message,
-                "shared target sets can not be asked for; those known here are served as they were last"
-            );
-        }
+        self.complain(state, &fault.message);
     }
 
     /// Whether S3 is to be asked for a list now. While there is trouble, one caller each [`REST`] is told to.
@@ -269,6 +284,16 @@ impl Known {
             }
         }
         Ok(())
+    }
+
+    /// Everything that S3 listed is known.
+    pub(super) fn completed(&self) {
+        self.state().complete = true;
+    }
+
+    /// Whether everything was known once, so that what is known is a list that was true.
+    pub(super) fn is_complete(&self) -> bool {
+        self.state().complete
     }
 
     /// Everything that is known.

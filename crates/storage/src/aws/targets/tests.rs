@@ -376,6 +376,14 @@ async fn a_list_is_of_the_bucket_soon_after_trouble() {
     for kind in ["HEAD", "LIST"] {
         double.refuse(kind, 0, 500, "InternalError");
     }
+    assert!(a.targets.list().await.is_err(), "nobody knows what else there is");
+    double.state().refusals.clear();
+    while a.targets.list().await.is_err() {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    for kind in ["HEAD", "LIST"] {
+        double.refuse(kind, 0, 500, "InternalError");
+    }
     assert_eq!(names(&a.targets.list().await.unwrap()), ["one"]);
     double.state().refusals.clear();
     b.targets.delete("one").await.unwrap();

@@ -4,7 +4,7 @@
 use super::bucket::{Bucket, Fault, Metadata, Remote, Said, TRIES, encode, retried};
 use crate::aws::Trouble;
 use crate::targets::{TargetError, TargetSet, blocking};
-use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
+use aws_sdk_s3::types::{ChecksumAlgorithm, CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 use sha2::{Digest as _, Sha256};
@@ -61,6 +61,8 @@ async fn in_parts(
     let place = bucket.place(name);
     let begin = || {
         let request = bucket.s3.create_multipart_upload().bucket(&bucket.bucket).key(bucket.key(name));
+        // The SDK sends one with each part, and S3 refuses parts with a checksum that was not announced.
+        let request = request.checksum_algorithm(ChecksumAlgorithm::Crc32);
         bucket.call(ANSWER_TIMEOUT, &place, request.set_metadata(Some(metadata.clone())).send())
     };
     let begun = retried(TRIES, begin).await?;

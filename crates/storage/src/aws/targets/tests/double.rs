@@ -48,6 +48,8 @@ pub(super) struct Upload {
     key: String,
     metadata: BTreeMap<String, String>,
     parts: BTreeMap<u32, Vec<u8>>,
+    /// The kind of checksum that parts will have.
+    pub(super) announced: Option<String>,
 }
 
 pub(super) struct Double {
@@ -245,7 +247,10 @@ fn answer(state: &mut State, kind: &str, request: &Request) -> Answer {
         "BEGIN" => {
             state.next += 1;
             let id = format!("upload-{}", state.next);
-            state.uploads.insert(id.clone(), Upload { key, metadata: metadata(), parts: BTreeMap::new() });
+            state.uploads.insert(
+                id.clone(),
+                Upload { key, metadata: metadata(), announced: checksum_algorithm(request), parts: BTreeMap::new() },
+            );
             let body =
                 format!("<InitiateMultipartUploadResult><UploadId>{id}</UploadId></InitiateMultipartUploadResult>");
             Answer { body: body.into_bytes(), ..Answer::of(200) }
@@ -253,13 +258,21 @@ fn answer(state: &mut State, kind: &str, request: &Request) -> Answer {
         "PART" => {
             let number = request.query["partNumber"].parse().unwrap();
             let Some(upload) = state.uploads.get_mut(&upload) else { return Answer::error(404, "NoSuchUpload") };
+            let Some(checksum) = request.headers.get("x-amz-checksum-crc32") else {
+                panic!("the SDK sends a checksum with each part: {:?}", request.headers)
+            };
+            if upload.announced.as_deref() != Some("CRC32") {
+                // As S3 does, and lenient servers do not.
+                return Answer::error(400, "InvalidRequest");
+            }
             upload.parts.insert(number, request.body.clone());
-            Answer::of(200).with("etag", format!("\"part-{number}\""))
+            Answer::of(200).with("etag", format!("\"part-{number}\"")).with("x-amz-checksum-crc32", checksum)
         }
         "COMPLETE" => {
             let Some(upload) = state.uploads.remove(&upload) else { return Answer::error(404, "NoSuchUpload") };
             let named = String::from_utf8_lossy(&request.body).matches("<PartNumber>").count();
             assert_eq!(named, upload.parts.len());
+            assert_eq!(String::from_utf8_lossy(&request.body).matches("<ChecksumCRC32>").count(), named);
             let etag = state.store(upload.key, upload.parts.into_values().flatten().collect(), upload.metadata);
             let body = format!("<CompleteMultipartUploadResult><ETag>{etag}</ETag></CompleteMultipartUploadResult>");
             Answer { body: body.into_bytes(), ..Answer::of(200) }
@@ -273,6 +286,10 @@ fn answer(state: &mut State, kind: &str, request: &Request) -> Answer {
             Answer::of(204)
         }
     }
+}
+
+fn checksum_algorithm(request: &Request) -> Option<String> {
+    request.headers.get("x-amz-checksum-algorithm").cloned()
 }
 
 impl State {
