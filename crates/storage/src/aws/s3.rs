@@ -71,7 +71,8 @@ pub struct S3Options {
     pub attempts_max: u32,
     /// Time without any progress before it is given up.
     pub patience: Duration,
-    /// Bytes after which what was written to a file is synced and noted, so that it counts after a crash.
+    /// Bytes after which what was written to a file is synced and noted, so that it counts after a crash. In the
+    /// background: what arrives during a sync is noted with the next one.
     pub checkpoint_bytes: u64,
     /// Bytes of disk space that are left free.
     pub spare_bytes: u64,
@@ -88,7 +89,7 @@ impl S3Options {
             stall_window: Duration::from_secs(10),
             attempts_max: 8,
             patience: Duration::from_secs(60),
-            checkpoint_bytes: 256 << 20,
+            checkpoint_bytes: 32 << 20,
             spare_bytes: 64 << 20,
         }
     }

@@ -8,7 +8,7 @@ use super::explain::Fault;
 use super::folder::{ModelFolder, free_bytes};
 use super::listing::{Listing, Object};
 use super::pace::{Next, Pace, Traffic};
-use super::part::{FinishError, PartFile};
+use super::part::{Due, FinishError, PartFile};
 use super::retry::Tries;
 use super::{S3Options, blocking};
 use crate::aws::{Trouble, chain};
@@ -49,8 +49,10 @@ impl Transfer<'_> {
     pub(super) async fn run(&self, listing: &Listing) -> Result<(), Fault> {
         let total = listing.bytes();
         let (folder, objects) = (self.folder.clone(), listing.objects.clone());
-        let missing: Vec<Object> =
+        let mut missing: Vec<Object> =
             blocking(move || objects.into_iter().filter(|object| !folder.has(object)).collect()).await;
+        // What is small first, then one shard after the other: who loads the model begins with the first.
+        missing.sort_by_key(Object::is_weights);
         if missing.is_empty() {
             return Ok(());
         }
@@ -73,13 +75,14 @@ impl Transfer<'_> {
             .try_for_each(|()| async { Ok(()) })
             .await;
         if outcome.is_err() {
-            // Writes whose range was dropped with the first error still go on, and no other attempt may meet them.
+            // Writes whose range was dropped with the first error still go on, as do syncs, and no other attempt may meet
+            // them.
             while jobs.iter().any(|job| Arc::strong_count(&job.part) > 1) {
                 sleep(Duration::from_millis(2)).await;
             }
             // So that a next attempt, or the next process, finds as much as there is. A disk that cannot do that has
             // been complained about.
-            blocking(move || jobs.iter().for_each(|job| drop(job.part.checkpoint()))).await;
+            blocking(move || jobs.iter().for_each(|job| job.part.checkpoint())).await;
         }
         outcome
     }
@@ -145,10 +148,15 @@ impl Transfer<'_> {
         let (part, checksum, size) = (job.part.clone(), job.checksum.clone(), object.size);
         let finished = blocking(move || {
             // An empty file has one range, and it is empty as well.
-            if range.is_empty() || part.written(range).map_err(FinishError::Io)? {
-                part.finish(checksum.as_ref())?;
+            match if range.is_empty() { Due::Finish } else { part.written(range) } {
+                Due::Nothing => Ok(()),
+                Due::Checkpoint => {
+                    // On a thread of its own, so that this connection goes on.
+                    drop(tokio::task::spawn_blocking(move || part.checkpoint()));
+                    Ok(())
+                }
+                Due::Finish => part.finish(checksum.as_ref()),
             }
-            Ok(())
         });
         finished.await.map_err(|error| match error {
             FinishError::Io(error) => Fault::Final(disk_error(self.folder.root(), size, error)),
