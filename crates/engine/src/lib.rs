@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod arrival;
 mod cached;
 mod contract;
 mod engine;
@@ -24,6 +25,7 @@ mod revision;
 mod slot;
 mod source;
 
+pub use arrival::Arrival;
 pub use contract::{EmbedItem, Embedding, EngineError, Reranker, RerankerInfo, Retriever, RetrieverInfo};
 pub use engine::{Engine, EngineOptions};
 pub use models::Models;

@@ -3,6 +3,7 @@
 //! All of it is one future without tasks of its own, so that dropping it ends it; connections and disk have threads of
 //! their own below it. An attempt that breaks off keeps what it brought: the next one asks for the rest.
 
+use super::arriving::Arrivals;
 use super::client::{Checksum, Client};
 use super::explain::Fault;
 use super::folder::{ModelFolder, free_bytes};
@@ -34,6 +35,8 @@ pub(super) struct Transfer<'a> {
     pub(super) folder: &'a Arc<ModelFolder>,
     pub(super) meter: &'a Meter<'a>,
     pub(super) traffic: Traffic,
+    /// Told of each file that is complete.
+    pub(super) arrivals: Option<&'a Arc<Arrivals>>,
 }
 
 /// A file that is being fetched.
@@ -146,6 +149,7 @@ impl Transfer<'_> {
             }
         }
         let (part, checksum, size) = (job.part.clone(), job.checksum.clone(), object.size);
+        let (folder, arrivals) = (self.folder.clone(), self.arrivals.cloned());
         let finished = blocking(move || {
             // An empty file has one range, and it is empty as well.
             match if range.is_empty() { Due::Finish } else { part.written(range) } {
@@ -155,7 +159,13 @@ impl Transfer<'_> {
                     drop(tokio::task::spawn_blocking(move || part.checkpoint()));
                     Ok(())
                 }
-                Due::Finish => part.finish(checksum.as_ref()),
+                Due::Finish => {
+                    part.finish(checksum.as_ref())?;
+                    if let Some(arrivals) = arrivals {
+                        arrivals.arrived(&folder, &part.object);
+                    }
+                    Ok(())
+                }
             }
         });
         finished.await.map_err(|error| match error {
