@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::{model, source, wait};
+use support::{item, model, source, wait};
 
 const OPTIONS: EngineOptions =
     EngineOptions { batch_tokens_max: 64, queue_tokens_max: 10_000, text_tokens_max: 32, numeric_format: "f32" };
@@ -154,6 +154,7 @@ async fn a_reload_ends_with_what_the_source_has() {
     let [retriever, _] = engine.reloader().reload().await.unwrap();
     assert_eq!(retriever.outcome, Outcome::Swapped, "{retriever:?}");
     assert_ne!(revision(&engine), before);
+    assert_eq!(engine.models().retriever.get().unwrap().embed(vec![item("MFA")]).await.unwrap().len(), 1);
     assert_eq!(engine.models().retriever.reload(), Some(ReloadState::Swapped));
     assert_eq!(openings.opened(), 3);
 }
