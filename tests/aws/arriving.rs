@@ -122,3 +122,14 @@ fn weights_that_change_after_they_were_prepared_are_loaded_again() {
     let builtin = Service::start(&[("NEXUS_CACHE", "off")]).ready();
     assert_ne!(vector, builtin.embed(TEXT).0);
 }
+
+#[test]
+#[ignore = "needs scripts/aws_services.sh"]
+fn a_replica_stops_while_it_waits_for_a_shard() {
+    let bucket = Bucket::new();
+    put_shards(&bucket);
+    let proxy = Proxy::to(&s3_url());
+    let (replica, released) = start_without_last(&bucket, &proxy);
+    replica.stop();
+    released.store(true, Ordering::SeqCst);
+}

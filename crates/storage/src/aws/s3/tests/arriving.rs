@@ -124,3 +124,19 @@ fn with_the_last_who_cares_the_fetch_ends_and_what_came_is_kept() {
     let served = server.take_served_bytes();
     assert!(served < 3_000_000, "{served}");
 }
+
+#[test]
+fn where_a_file_can_not_be_linked_the_model_is_used_when_it_is_complete() {
+    let (server, folder) = setup();
+    let (store, running) = (Arc::new(store(&server, options(folder.path()))), runtime());
+    let arriving = arriving(&server, &store, &running);
+    // Something in the way does what a file system without links would.
+    fs::write(arriving.folder().join(LAST), "in the way").unwrap();
+    server.faults().hold = None;
+    let error = arriving.wait(LAST).unwrap_err();
+    assert!(matches!(&*error, ModelStoreError::Superseded { .. }), "{error:?}");
+    assert!(!arriving.finished().unwrap());
+    let found = complete(&store, &running);
+    assert_is(&found, |_| 0);
+    assert_eq!(server.take_served_bytes(), TOTAL);
+}
