@@ -153,28 +153,32 @@ impl Transfer<'_> {
         let finished = blocking(move || {
             // An empty file has one range, and it is empty as well.
             match if range.is_empty() { Due::Finish } else { part.written(range) } {
-                Due::Nothing => Ok(()),
+                Due::Nothing => Ok(false),
                 Due::Checkpoint => {
                     // On a thread of its own, so that this connection goes on.
                     drop(tokio::task::spawn_blocking(move || part.checkpoint()));
-                    Ok(())
+                    Ok(false)
                 }
                 Due::Finish => {
                     part.finish(checksum.as_ref())?;
                     if let Some(arrivals) = arrivals {
                         arrivals.arrived(&folder, &part.object);
                     }
-                    Ok(())
+                    Ok(true)
                 }
             }
         });
-        finished.await.map_err(|error| match error {
+        let complete = finished.await.map_err(|error| match error {
             FinishError::Io(error) => Fault::Final(disk_error(self.folder.root(), size, error)),
             FinishError::Checksum(words) => {
                 tracing::warn!(place = place(), problem = words, "a download is damaged, and fetched again");
                 Fault::Damaged { place: place(), problem: words }
             }
-        })
+        })?;
+        if complete {
+            self.meter.tell(self.folder);
+        }
+        Ok(())
     }
 
     /// One request. `at` is moved on by what was written.
@@ -275,16 +279,21 @@ impl<'a> Meter<'a> {
     }
 
     fn add(&self, bytes: u64, folder: &ModelFolder) {
-        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.done.fetch_add(bytes, Ordering::Relaxed);
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.elapsed() >= TELL_EVERY {
             *told = Instant::now();
             drop(told);
-            let total = self.total.load(Ordering::Relaxed);
-            (self.progress)(FetchProgress { bytes_done: done, bytes_total: total });
-            // A few bytes into the page cache.
-            folder.tell(done, total);
+            self.tell(folder);
         }
+    }
+
+    /// Tells how far it is now.
+    fn tell(&self, folder: &ModelFolder) {
+        let (done, total) = (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed));
+        (self.progress)(FetchProgress { bytes_done: done, bytes_total: total });
+        // A few bytes into the page cache.
+        folder.tell(done, total);
     }
 }
 
