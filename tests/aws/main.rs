@@ -4,6 +4,7 @@
 //! --include-ignored`. Every test has a bucket and a table of its own. What the servers can not do (hang, cut
 //! connections, leave items unprocessed) a proxy between does.
 
+mod arriving;
 mod cache;
 mod cache_faults;
 mod cache_table;

@@ -8,6 +8,7 @@
 
 #![forbid(unsafe_code)]
 
+mod arrival;
 mod cached;
 mod contract;
 mod engine;
@@ -25,6 +26,7 @@ mod slot;
 mod source;
 mod waits;
 
+pub use arrival::Arrival;
 pub use contract::{EmbedItem, Embedding, EngineError, Reranker, RerankerInfo, Retriever, RetrieverInfo};
 pub use engine::{Engine, EngineOptions};
 pub use models::Models;

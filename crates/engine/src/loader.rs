@@ -3,6 +3,7 @@
 use crate::{
     BoxError, Digests, EngineOptions, ModelSource, Models, OpenedModel, Outcome, Progress, ReloadState, Reloaded,
     Reranker, RerankerInfo, Retriever, RetrieverInfo, Revision, Role, Slot,
+    arrival::with_opened,
     cached::CachedRetriever,
     loaded::LoadedModel,
     local::{LocalReranker, LocalRetriever, Tokens},
@@ -115,10 +116,8 @@ impl<B: Backend> Loader<B> {
 
     fn first<T: ?Sized + Send + Sync>(&self, part: &Part<'_, B, T>) {
         let progress = |stage, done, total| part.slot.loading(stage, done, total);
-        let loaded = guarded(|| {
-            let opened = (part.source.open)(&progress)?;
-            (part.prepare)(self, opened, &progress)
-        });
+        let loaded =
+            guarded(|| with_opened(part.source, &progress, |opened, progress| (part.prepare)(self, opened, progress)));
         let model = part.role.name();
         match loaded {
             Ok(prepared) => {
@@ -164,9 +163,17 @@ impl<B: Backend> Loader<B> {
         let progress = |stage, bytes_done, bytes_total| {
             part.slot.reloading(ReloadState::Loading { stage, bytes_done, bytes_total });
         };
-        let opened = (part.source.open)(&progress)?;
+        with_opened(part.source, &progress, |opened, progress| self.renew_by(part, opened, progress))
+    }
+
+    fn renew_by<T: ?Sized + Send + Sync>(
+        &self,
+        part: &Part<'_, B, T>,
+        opened: OpenedModel,
+        progress: Progress<'_>,
+    ) -> Result<Option<Prepared<T>>, BoxError> {
         let Some(current) = self.serving().of(part.role).clone() else {
-            return (part.prepare)(self, opened, &progress).map(Some);
+            return (part.prepare)(self, opened, progress).map(Some);
         };
         progress("computing digests", 0, 0);
         let digests = (opened.digests)()?;
@@ -174,8 +181,8 @@ impl<B: Backend> Loader<B> {
             return Ok(None);
         }
         self.require_room(&opened.files)?;
-        let opened = OpenedModel { files: opened.files, digests: Box::new(move || Ok(digests)) };
-        let prepared = (part.prepare)(self, opened, &progress)?;
+        let opened = OpenedModel { files: opened.files, digests: Box::new(move || Ok(digests)), arrival: None };
+        let prepared = (part.prepare)(self, opened, progress)?;
         let (old, new) = (current.columns, prepared.current.columns);
         if old != new {
             return Err(format!(

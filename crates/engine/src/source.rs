@@ -1,6 +1,6 @@
 //! Where a model comes from.
 
-use crate::Digests;
+use crate::{Arrival, Digests};
 use nexus_models::ModelFiles;
 use std::sync::Arc;
 
@@ -33,4 +33,7 @@ pub struct OpenedModel {
     /// called after the weights were read, so that it may wait for files that arrive while others are prepared; at a
     /// reload before, to see whether anything changed.
     pub digests: ComputeDigests,
+    /// The transfer of files that are still on their way, if there are any. Until it has settled, what is made of them
+    /// serves nobody.
+    pub arrival: Option<Arc<dyn Arrival>>,
 }

@@ -17,6 +17,6 @@ pub use dynamodb::{
     Created, DynamoCache, DynamoOptions, EmbeddingTable, ItemDtype, ItemKind, Purged, Sample, TableError, TableStats,
     Ttl,
 };
-pub use s3::{S3Models, S3Options};
+pub use s3::{Arriving, Fetched, S3Models, S3Options};
 pub use targets::SharedTargets;
 pub(crate) use trouble::{Trouble, chain, trouble_of};

@@ -44,8 +44,8 @@ mod vector;
 
 #[cfg(feature = "aws")]
 pub use aws::{
-    AwsConfig, Created, DynamoCache, DynamoOptions, EmbeddingTable, ItemDtype, ItemKind, Purged, S3Models, S3Options,
-    Sample, SharedTargets, TableError, TableStats, Ttl, aws_config,
+    Arriving, AwsConfig, Created, DynamoCache, DynamoOptions, EmbeddingTable, Fetched, ItemDtype, ItemKind, Purged,
+    S3Models, S3Options, Sample, SharedTargets, TableError, TableStats, Ttl, aws_config,
 };
 pub use cache::{CacheStats, Circuit, EmbeddingCache};
 pub use digest::{DigestMemo, digest_bytes};

@@ -122,6 +122,12 @@ pub enum ModelStoreError {
         /// The full URL.
         place: String,
     },
+    /// The model changed while it was used on its way here: what came of it must not serve.
+    #[error("{place} changed while it was fetched: open it again")]
+    Superseded {
+        /// The full URL.
+        place: String,
+    },
     /// What arrives is not what its checksum says.
     #[error("{place} arrives damaged, twice: {problem}; upload it again if that does not change")]
     Damaged {

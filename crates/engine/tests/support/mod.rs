@@ -40,7 +40,7 @@ pub(crate) fn source(folder: PathBuf) -> ModelSource {
                 model: digest(&|name| name != "tokenizer.json"),
                 tokenizer: digest(&|name| name == "tokenizer.json"),
             };
-            Ok(OpenedModel { files, digests: Box::new(move || Ok(digests)) })
+            Ok(OpenedModel { files, digests: Box::new(move || Ok(digests)), arrival: None })
         }),
     }
 }

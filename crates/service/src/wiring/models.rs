@@ -9,6 +9,7 @@ use nexus_storage::{DigestMemo, LocalModels, ModelStore, digest_bytes};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::DirEntry;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -57,7 +58,7 @@ fn builtin_model(name: &str, files: fn() -> ModelFiles) -> ModelSource {
                 model: digest(&|name| !TOKENIZER_FILES.contains(&name)),
                 tokenizer: digest(&|name| TOKENIZER_FILES.contains(&name)),
             };
-            Ok(OpenedModel { files, digests: Box::new(move || Ok(digests)) })
+            Ok(OpenedModel { files, digests: Box::new(move || Ok(digests)), arrival: None })
         }),
     }
 }
@@ -81,6 +82,26 @@ fn local_model(root: &Path, path: &str, memo: Arc<DigestMemo>) -> ModelSource {
 pub(super) fn open_folder(folder: &Path, memo: &Arc<DigestMemo>) -> Result<OpenedModel, BoxError> {
     let before = file_states(folder)?;
     let files = ModelFiles::open(folder)?;
+    let compute = digests_of(folder, &files, memo);
+    let folder = folder.to_owned();
+    let digests = move || {
+        let digests = compute()?;
+        // Cached vectors would be filed under another model's digest for good.
+        if file_states(&folder)? != before {
+            let place = folder.display();
+            return Err(format!("{place} changed while it was read; start or reload when it is complete").into());
+        }
+        Ok(digests)
+    };
+    Ok(OpenedModel { files, digests: Box::new(digests), arrival: None })
+}
+
+/// Computes the digests of the files of a folder, once they are all there.
+pub(super) fn digests_of(
+    folder: &Path,
+    files: &ModelFiles,
+    memo: &Arc<DigestMemo>,
+) -> impl FnOnce() -> io::Result<Digests> + Send + 'static {
     // Other files of the folder (training states, indexes of datasets) change no vector.
     let is_model = |name: &str| {
         name == "config.json" || name == POOLING_FILE || name.ends_with(".safetensors") || name.ends_with(".index.json")
@@ -89,22 +110,13 @@ pub(super) fn open_folder(folder: &Path, memo: &Arc<DigestMemo>) -> Result<Opene
         files.names().filter(|name| wanted(name)).map(|name| folder.join(name)).collect()
     };
     let (model, tokenizer) = (paths(&is_model), paths(&|name| TOKENIZER_FILES.contains(&name)));
-    let (folder, memo) = (folder.to_owned(), Arc::clone(memo));
-    let digests = move || {
-        let digests = Digests { model: memo.digest_files(&model)?, tokenizer: memo.digest_files(&tokenizer)? };
-        // Cached vectors would be filed under another model's digest for good.
-        if file_states(&folder)? != before {
-            let place = folder.display();
-            return Err(format!("{place} changed while it was read; start or reload when it is complete").into());
-        }
-        Ok(digests)
-    };
-    Ok(OpenedModel { files, digests: Box::new(digests) })
+    let memo = Arc::clone(memo);
+    move || Ok(Digests { model: memo.digest_files(&model)?, tokenizer: memo.digest_files(&tokenizer)? })
 }
 
 /// Names, sizes and times of what is in a folder.
-fn file_states(folder: &Path) -> std::io::Result<BTreeMap<OsString, (u64, SystemTime)>> {
-    let state = |entry: std::io::Result<DirEntry>| {
+fn file_states(folder: &Path) -> io::Result<BTreeMap<OsString, (u64, SystemTime)>> {
+    let state = |entry: io::Result<DirEntry>| {
         let entry = entry?;
         // Of a link's target: published folders are often full of links.
         let metadata = std::fs::metadata(entry.path())?;

@@ -8,6 +8,7 @@
 //! | [`transfer`] | the ranges of all files, through one bounded pool |
 //! | [`pace`] | drops a range that is too slow |
 //! | [`part`] | a file on its way, and which ranges of it are there for certain |
+//! | [`arriving`] | a model that is used while it is fetched |
 //! | [`folder`] | what is kept on this machine: objects, and revisions made of them |
 //!
 //! The listing is taken before and after: a folder has all files as they were at one time, or there is none. What is here
@@ -17,6 +18,7 @@
 //! Deliberately absent: what is in the files. Checksums are verified where S3 has one of the whole object (SHA-256, SHA-1,
 //! CRC; uploads of the last years have CRC-64 by default), over the file on the disk.
 
+mod arriving;
 mod client;
 #[cfg(test)]
 mod double;
@@ -32,6 +34,8 @@ mod transfer;
 
 use super::AwsConfig;
 use crate::model_store::{FetchProgress, ModelStore, ModelStoreError, Progress};
+use arriving::Arrivals;
+pub use arriving::{Arriving, Fetched};
 use client::Client;
 use explain::{Fault, give_up};
 use folder::{Locked, ModelFolder};
@@ -71,7 +75,8 @@ pub struct S3Options {
     pub attempts_max: u32,
     /// Time without any progress before it is given up.
     pub patience: Duration,
-    /// Bytes after which what was written to a file is synced and noted, so that it counts after a crash.
+    /// Bytes after which what was written to a file is synced and noted, so that it counts after a crash. In the
+    /// background: what arrives during a sync is noted with the next one.
     pub checkpoint_bytes: u64,
     /// Bytes of disk space that are left free.
     pub spare_bytes: u64,
@@ -88,7 +93,7 @@ impl S3Options {
             stall_window: Duration::from_secs(10),
             attempts_max: 8,
             patience: Duration::from_secs(60),
-            checkpoint_bytes: 256 << 20,
+            checkpoint_bytes: 32 << 20,
             spare_bytes: 64 << 20,
         }
     }
@@ -129,23 +134,32 @@ impl S3Models {
         Ok(components().fold(self.prefix.clone(), |prefix, component| format!("{prefix}{component}/")))
     }
 
-    async fn fetch_model(&self, path: &str, progress: &Progress<'_>) -> Result<PathBuf, ModelStoreError> {
+    async fn fetch_model(
+        &self,
+        path: &str,
+        progress: &Progress<'_>,
+        arrivals: Option<&Arc<Arrivals>>,
+    ) -> Result<PathBuf, ModelStoreError> {
         let prefix = self.model_prefix(path)?;
         let client = Client::new(&self.config.clone().await, &self.bucket);
         // First, so that what is wrong with the place is told at once, whoever else has the folder.
         let mut listing = self.list(&client, &prefix).await?;
         let folder = Arc::new(self.lock(&prefix, progress).await?);
         let meter = Meter::new(progress);
-        let (mut rounds, mut damaged) = (0, 0);
+        let (mut rounds, mut damaged, mut begun) = (0, 0, None);
         loop {
             if let Some(found) = self.revision(&folder, &listing).await {
                 let bytes = listing.bytes();
                 progress(FetchProgress { bytes_done: bytes, bytes_total: bytes });
                 return Ok(found);
             }
+            if begun.as_ref() != Some(&listing) {
+                self.begin(&folder, &listing, arrivals).await?;
+                begun = Some(listing.clone());
+            }
             let traffic = Traffic::default();
             let transfer =
-                Transfer { client: &client, options: &self.options, folder: &folder, meter: &meter, traffic };
+                Transfer { client: &client, options: &self.options, folder: &folder, meter: &meter, traffic, arrivals };
             match transfer.run(&listing).await {
                 Ok(()) => {}
                 Err(Fault::Changed) => {}
@@ -166,6 +180,9 @@ impl S3Models {
                     return Ok(found);
                 }
             } else {
+                if let Some(arrivals) = arrivals {
+                    arrivals.supersede();
+                }
                 tracing::info!(
                     place = client.url(&prefix),
                     "the model changed while it was fetched: fetching what changed"
@@ -226,7 +243,28 @@ impl S3Models {
         blocking(move || folder.revision(&listing).inspect(|_| folder.prune(&listing))).await
     }
 
-    /// Makes the revision's folder, if all is here for it.
+    /// Begins the revision's folder, and tells what of it is here.
+    async fn begin(
+        &self,
+        folder: &Arc<ModelFolder>,
+        listing: &Listing,
+        arrivals: Option<&Arc<Arrivals>>,
+    ) -> Result<(), ModelStoreError> {
+        let (folder, listing, arrivals) = (folder.clone(), listing.clone(), arrivals.cloned());
+        let begun = blocking(move || {
+            let path = folder.begin(&listing).map_err(|error| disk_error(folder.root(), 0, error))?;
+            if let Some(arrivals) = arrivals {
+                arrivals.begin(&path, &listing);
+                listing.objects.iter().filter(|object| folder.has(object)).for_each(|object| {
+                    arrivals.arrived(&folder, object);
+                });
+            }
+            Ok(())
+        });
+        begun.await
+    }
+
+    /// Completes the revision's folder, if all is here for it.
     async fn assemble(
         &self,
         folder: &Arc<ModelFolder>,
@@ -256,7 +294,7 @@ impl ModelStore for S3Models {
         path: &'a str,
         progress: &'a Progress<'a>,
     ) -> BoxFuture<'a, Result<PathBuf, ModelStoreError>> {
-        self.fetch_model(path, progress).boxed()
+        self.fetch_model(path, progress, None).boxed()
     }
 }
 

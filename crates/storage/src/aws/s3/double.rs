@@ -54,6 +54,8 @@ pub(super) struct Faults {
     pub(super) change: Option<(u64, &'static str, u64)>,
     /// Listings are refused.
     pub(super) no_listing: bool,
+    /// GETs of keys that end so wait for as long as this is set.
+    pub(super) hold: Option<&'static str>,
     /// Bytes per second of a connection.
     pub(super) bytes_per_s: Option<u64>,
 }
@@ -277,6 +279,10 @@ fn object(
 ) -> std::io::Result<bool> {
     let get = method == "GET";
     if get {
+        let held = |faults: &Faults| faults.hold.is_some_and(|end| key.ends_with(end));
+        while held(&state.faults.lock().unwrap()) && !state.stop.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(2));
+        }
         let gets = state.gets.fetch_add(1, Ordering::SeqCst);
         let mut faults = state.faults.lock().unwrap();
         if faults.change.as_ref().is_some_and(|(after, ..)| gets >= *after) {

@@ -5,7 +5,7 @@
 //! | `lock` | who holds it may write here; says how far they are |
 //! | `objects/<digest>` | the content of one object, complete; of another name, size or ETag, another file |
 //! | `objects/.fetching-<digest>`, `.ranges-<digest>` | one on its way, and what of it is there |
-//! | `<digest>/` | a revision: links to objects by their names, and a manifest of them; complete when it is there |
+//! | `<digest>/` | a revision: links to objects by their names, and a manifest of them; complete when that is there |
 //!
 //! A revision is never written to again, so that a process which has mapped it keeps what it has. The two that were used
 //! last stay; what only others refer to is removed.
@@ -23,10 +23,10 @@ use std::time::SystemTime;
 const LOCK: &str = "lock";
 const OBJECTS: &str = "objects";
 const MANIFEST: &str = ".nexus-manifest.json";
+const NEW_MANIFEST: &str = ".nexus-manifest.new";
 const MANIFEST_VERSION: u32 = 1;
 const FETCHING: &str = ".fetching-";
 const RANGES: &str = ".ranges-";
-const ASSEMBLING: &str = ".assembling-";
 /// Revisions that stay, the newest included.
 const REVISIONS_KEPT: usize = 2;
 
@@ -143,35 +143,49 @@ impl ModelFolder {
         Some(folder)
     }
 
-    /// Makes the revision's folder out of objects, all of which are here.
+    /// Makes the revision's folder, empty. It is none before it has its manifest.
+    pub(super) fn begin(&self, listing: &Listing) -> io::Result<PathBuf> {
+        let folder = self.root.join(listing.digest());
+        // One that is there already is not what it should be.
+        remove_folder(&folder)?;
+        fs::create_dir(&folder)?;
+        Ok(folder)
+    }
+
+    /// Puts an object, which is here, into a folder that was begun.
+    pub(super) fn link(&self, folder: &Path, object: &Object) -> io::Result<()> {
+        let to = folder.join(&object.name);
+        if let Some(parent) = to.parent().filter(|parent| *parent != folder) {
+            fs::create_dir_all(parent)?;
+        }
+        fs::hard_link(self.object_path(object), to)
+    }
+
+    /// Completes the revision's folder, which was begun, out of objects, all of which are here.
     pub(super) fn assemble(&self, listing: &Listing, bucket: &str, prefix: &str) -> io::Result<PathBuf> {
-        let digest = listing.digest();
-        let (folder, temporary) = (self.root.join(&digest), self.root.join(format!("{ASSEMBLING}{digest}")));
-        remove_folder(&temporary)?;
-        fs::create_dir(&temporary)?;
+        let folder = self.root.join(listing.digest());
         for object in &listing.objects {
-            let (from, to) = (self.object_path(object), temporary.join(&object.name));
-            if let Some(parent) = to.parent().filter(|parent| *parent != temporary) {
-                fs::create_dir_all(parent)?;
+            let to = folder.join(&object.name);
+            if !is_file_of(&to, object.size) {
+                // Where there are no links, the object has this name alone, and a later revision fetches it again.
+                self.link(&folder, object).or_else(|_| fs::rename(self.object_path(object), to))?;
             }
-            // Where there are no links, the object has this name alone, and a later revision fetches it again.
-            fs::hard_link(&from, &to).or_else(|_| fs::rename(&from, &to))?;
         }
         let files = listing.objects.iter().map(ManifestFile::of).collect();
         let manifest = Manifest { version: MANIFEST_VERSION, bucket: bucket.into(), prefix: prefix.into(), files };
-        let mut file = File::create(temporary.join(MANIFEST))?;
+        let temporary = folder.join(NEW_MANIFEST);
+        let mut file = File::create(&temporary)?;
         file.write_all(&serde_json::to_vec_pretty(&manifest)?)?;
         file.sync_all()?;
-        for entry in fs::read_dir(&temporary)? {
+        for entry in fs::read_dir(&folder)? {
             let entry = entry?;
             if entry.file_type()?.is_dir() {
                 sync_folder(&entry.path())?;
             }
         }
-        sync_folder(&temporary)?;
-        // One that is there already is not what it should be.
-        remove_folder(&folder)?;
-        fs::rename(&temporary, &folder)?;
+        sync_folder(&folder)?;
+        fs::rename(&temporary, folder.join(MANIFEST))?;
+        sync_folder(&folder)?;
         sync_folder(&self.root)?;
         Ok(folder)
     }
@@ -187,10 +201,11 @@ impl ModelFolder {
         let mut revisions = Vec::new();
         for entry in fs::read_dir(&self.root)? {
             let path = entry?.path();
-            if path.file_name().is_some_and(|name| name.to_string_lossy().starts_with(ASSEMBLING)) {
-                remove_folder(&path)?;
-            } else if let Some(manifest) = read_manifest(&path) {
+            if let Some(manifest) = read_manifest(&path) {
                 revisions.push((fs::metadata(&path)?.modified()?, path, manifest));
+            } else if path.is_dir() && path != self.objects && path != self.root.join(listing.digest()) {
+                // Begun, and not completed.
+                remove_folder(&path)?;
             }
         }
         revisions.sort_by(|(a, ..), (b, ..)| b.cmp(a));

@@ -33,6 +33,11 @@ impl Object {
     pub(super) fn digest(&self) -> String {
         hex_digest(&[&self.name, &self.size.to_string(), &self.etag])
     }
+
+    /// Whether it is of the files that make a model large.
+    pub(super) fn is_weights(&self) -> bool {
+        self.name.ends_with(WEIGHTS)
+    }
 }
 
 /// A model's objects, sorted by name.

@@ -2,8 +2,10 @@
 //! are there for certain.
 //!
 //! A range gets into the journal after its bytes are synced, some megabytes at a time; what is not in it after an end
-//! without warning is fetched again. Both files are named by the content (name, size, ETag), so that nothing of one
-//! content is ever continued with another. The final name comes with a rename, when all is synced and checked.
+//! without warning is fetched again. Ranges go on arriving while a sync is under way, and a file has one at most: a disk
+//! that is slower than the network has fewer and larger ones. Both files are named by the content (name, size, ETag), so
+//! that nothing of one content is ever continued with another. The final name comes with a rename, when all is synced and
+//! checked.
 //!
 //! Everything here blocks, and is called on threads for that.
 
@@ -26,17 +28,33 @@ pub(super) struct PartFile {
     path: PathBuf,
     journal_path: PathBuf,
     file: File,
+    /// Written to by who holds `sync`.
+    journal_file: File,
     journal: Mutex<Journal>,
+    /// Held during a sync; what the last one could not do. The system tells an error of the disk once.
+    sync: Mutex<Option<io::Error>>,
     left_bytes: AtomicU64,
     checkpoint_bytes: u64,
     /// Whoever writes still holds the folder, whether somebody waits for the outcome or not.
     folder: Arc<ModelFolder>,
 }
 
+#[derive(Default)]
 struct Journal {
-    file: File,
     unsynced: Vec<Range<u64>>,
     unsynced_bytes: u64,
+    /// A checkpoint is under way, or about to be.
+    checkpointing: bool,
+}
+
+/// What is to be done now that a range is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Due {
+    Nothing,
+    /// [`PartFile::checkpoint`]; nobody has to wait for it.
+    Checkpoint,
+    /// [`PartFile::finish`]: all ranges of the file are written.
+    Finish,
 }
 
 /// Why a file did not get its final name.
@@ -84,7 +102,9 @@ impl PartFile {
             path,
             journal_path,
             file,
-            journal: Mutex::new(Journal { file: journal, unsynced: Vec::new(), unsynced_bytes: 0 }),
+            journal_file: journal,
+            journal: Mutex::default(),
+            sync: Mutex::new(None),
             left_bytes: AtomicU64::new(left_bytes),
             checkpoint_bytes,
             folder: folder.clone(),
@@ -105,44 +125,58 @@ impl PartFile {
         Ok(())
     }
 
-    /// Notes that all bytes of a range were written. Whether those of the whole file now are.
-    pub(super) fn written(&self, range: Range<u64>) -> io::Result<bool> {
+    /// Notes that all bytes of a range were written. Says what is due now, to one caller.
+    pub(super) fn written(&self, range: Range<u64>) -> Due {
         let bytes = range.end - range.start;
-        let due = {
+        let checkpoint = {
             let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
             journal.unsynced.push(range);
             journal.unsynced_bytes += bytes;
-            journal.unsynced_bytes >= self.checkpoint_bytes
+            let due = journal.unsynced_bytes >= self.checkpoint_bytes && !journal.checkpointing;
+            journal.checkpointing |= due;
+            due
         };
         if self.left_bytes.fetch_sub(bytes, Ordering::AcqRel) == bytes {
-            return Ok(true);
+            return Due::Finish;
         }
-        if due {
-            self.checkpoint()?;
-        }
-        Ok(false)
+        if checkpoint { Due::Checkpoint } else { Due::Nothing }
     }
 
-    /// Syncs what was written, then notes it.
-    pub(super) fn checkpoint(&self) -> io::Result<()> {
-        let ranges = {
+    /// Syncs what was written, then notes it, until too little is left for another one. What goes wrong is told when the
+    /// file is finished.
+    pub(super) fn checkpoint(&self) {
+        let mut failed = self.sync.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let ranges = {
+                let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
+                journal.unsynced_bytes = 0;
+                std::mem::take(&mut journal.unsynced)
+            };
+            // After an error of the disk nobody knows what is there.
+            if !ranges.is_empty() && failed.is_none() {
+                *failed = self.note(&ranges).err();
+            }
             let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-            journal.unsynced_bytes = 0;
-            std::mem::take(&mut journal.unsynced)
-        };
-        if ranges.is_empty() {
-            return Ok(());
+            if failed.is_some() || journal.unsynced_bytes < self.checkpoint_bytes.max(1) {
+                journal.checkpointing = false;
+                return;
+            }
         }
+    }
+
+    fn note(&self, ranges: &[Range<u64>]) -> io::Result<()> {
         self.file.sync_data()?;
         let lines: String = ranges.iter().map(|range| format!("{} {}\n", range.start, range.end)).collect();
-        let mut journal = self.journal.lock().unwrap_or_else(PoisonError::into_inner);
-        journal.file.write_all(lines.as_bytes())?;
-        journal.file.sync_data()
+        (&self.journal_file).write_all(lines.as_bytes())?;
+        self.journal_file.sync_data()
     }
 
     /// Gives the file its final name, once its bytes are checked and on the disk.
     pub(super) fn finish(&self, checksum: Option<&Checksum>) -> Result<(), FinishError> {
-        self.file.sync_all().map_err(FinishError::Io)?;
+        {
+            let mut failed = self.sync.lock().unwrap_or_else(PoisonError::into_inner);
+            self.file.sync_all().and(failed.take().map_or(Ok(()), Err)).map_err(FinishError::Io)?;
+        }
         if let Some(expected) = checksum {
             let found = self.compute(expected).map_err(FinishError::Io)?;
             if found != expected.value {

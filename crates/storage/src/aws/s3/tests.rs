@@ -1,5 +1,7 @@
 //! Downloads from a server that misbehaves.
 
+mod arriving;
+
 use super::double::{BUCKET, Double, content};
 use super::*;
 use aws_config::BehaviorVersion;

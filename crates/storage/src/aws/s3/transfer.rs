@@ -3,12 +3,13 @@
 //! All of it is one future without tasks of its own, so that dropping it ends it; connections and disk have threads of
 //! their own below it. An attempt that breaks off keeps what it brought: the next one asks for the rest.
 
+use super::arriving::Arrivals;
 use super::client::{Checksum, Client};
 use super::explain::Fault;
 use super::folder::{ModelFolder, free_bytes};
 use super::listing::{Listing, Object};
 use super::pace::{Next, Pace, Traffic};
-use super::part::{FinishError, PartFile};
+use super::part::{Due, FinishError, PartFile};
 use super::retry::Tries;
 use super::{S3Options, blocking};
 use crate::aws::{Trouble, chain};
@@ -34,6 +35,8 @@ pub(super) struct Transfer<'a> {
     pub(super) folder: &'a Arc<ModelFolder>,
     pub(super) meter: &'a Meter<'a>,
     pub(super) traffic: Traffic,
+    /// Told of each file that is complete.
+    pub(super) arrivals: Option<&'a Arc<Arrivals>>,
 }
 
 /// A file that is being fetched.
@@ -49,8 +52,10 @@ impl Transfer<'_> {
     pub(super) async fn run(&self, listing: &Listing) -> Result<(), Fault> {
         let total = listing.bytes();
         let (folder, objects) = (self.folder.clone(), listing.objects.clone());
-        let missing: Vec<Object> =
+        let mut missing: Vec<Object> =
             blocking(move || objects.into_iter().filter(|object| !folder.has(object)).collect()).await;
+        // What is small first, then one shard after the other: who loads the model begins with the first.
+        missing.sort_by_key(Object::is_weights);
         if missing.is_empty() {
             return Ok(());
         }
@@ -73,13 +78,14 @@ impl Transfer<'_> {
             .try_for_each(|()| async { Ok(()) })
             .await;
         if outcome.is_err() {
-            // Writes whose range was dropped with the first error still go on, and no other attempt may meet them.
+            // Writes whose range was dropped with the first error still go on, as do syncs, and no other attempt may meet
+            // them.
             while jobs.iter().any(|job| Arc::strong_count(&job.part) > 1) {
                 sleep(Duration::from_millis(2)).await;
             }
             // So that a next attempt, or the next process, finds as much as there is. A disk that cannot do that has
             // been complained about.
-            blocking(move || jobs.iter().for_each(|job| drop(job.part.checkpoint()))).await;
+            blocking(move || jobs.iter().for_each(|job| job.part.checkpoint())).await;
         }
         outcome
     }
@@ -143,20 +149,36 @@ impl Transfer<'_> {
             }
         }
         let (part, checksum, size) = (job.part.clone(), job.checksum.clone(), object.size);
+        let (folder, arrivals) = (self.folder.clone(), self.arrivals.cloned());
         let finished = blocking(move || {
             // An empty file has one range, and it is empty as well.
-            if range.is_empty() || part.written(range).map_err(FinishError::Io)? {
-                part.finish(checksum.as_ref())?;
+            match if range.is_empty() { Due::Finish } else { part.written(range) } {
+                Due::Nothing => Ok(false),
+                Due::Checkpoint => {
+                    // On a thread of its own, so that this connection goes on.
+                    drop(tokio::task::spawn_blocking(move || part.checkpoint()));
+                    Ok(false)
+                }
+                Due::Finish => {
+                    part.finish(checksum.as_ref())?;
+                    if let Some(arrivals) = arrivals {
+                        arrivals.arrived(&folder, &part.object);
+                    }
+                    Ok(true)
+                }
             }
-            Ok(())
         });
-        finished.await.map_err(|error| match error {
+        let complete = finished.await.map_err(|error| match error {
             FinishError::Io(error) => Fault::Final(disk_error(self.folder.root(), size, error)),
             FinishError::Checksum(words) => {
                 tracing::warn!(place = place(), problem = words, "a download is damaged, and fetched again");
                 Fault::Damaged { place: place(), problem: words }
             }
-        })
+        })?;
+        if complete {
+            self.meter.tell(self.folder);
+        }
+        Ok(())
     }
 
     /// One request. `at` is moved on by what was written.
@@ -257,16 +279,21 @@ impl<'a> Meter<'a> {
     }
 
     fn add(&self, bytes: u64, folder: &ModelFolder) {
-        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.done.fetch_add(bytes, Ordering::Relaxed);
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         if told.elapsed() >= TELL_EVERY {
             *told = Instant::now();
             drop(told);
-            let total = self.total.load(Ordering::Relaxed);
-            (self.progress)(FetchProgress { bytes_done: done, bytes_total: total });
-            // A few bytes into the page cache.
-            folder.tell(done, total);
+            self.tell(folder);
         }
+    }
+
+    /// Tells how far it is now.
+    fn tell(&self, folder: &ModelFolder) {
+        let (done, total) = (self.done.load(Ordering::Relaxed), self.total.load(Ordering::Relaxed));
+        (self.progress)(FetchProgress { bytes_done: done, bytes_total: total });
+        // A few bytes into the page cache.
+        folder.tell(done, total);
     }
 }
 
