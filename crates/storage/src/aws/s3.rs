@@ -38,12 +38,13 @@ use arriving::Arrivals;
 pub use arriving::{Arriving, Fetched};
 use client::Client;
 use explain::{Fault, give_up};
-use folder::{Locked, ModelFolder};
+use folder::{Locked, ModelFolder, Said};
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
 use listing::{Listing, hex_digest};
 use pace::Traffic;
 use retry::{Tries, jittered};
+use std::convert::Infallible;
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -57,6 +58,8 @@ const ROUNDS_MAX: u32 = 10;
 const DAMAGED_MAX: u32 = 2;
 /// How often somebody who waits for another process looks how far that is.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How often somebody who has a folder says that it is at work.
+const BEAT_EVERY: Duration = Duration::from_secs(5);
 
 /// How a download is done.
 #[derive(Clone, Debug)]
@@ -160,7 +163,11 @@ impl S3Models {
             let traffic = Traffic::default();
             let transfer =
                 Transfer { client: &client, options: &self.options, folder: &folder, meter: &meter, traffic, arrivals };
-            match transfer.run(&listing).await {
+            let outcome = tokio::select! {
+                outcome = transfer.run(&listing) => outcome,
+                never = beat(&folder) => match never {},
+            };
+            match outcome {
                 Ok(()) => {}
                 Err(Fault::Changed) => {}
                 Err(Fault::Damaged { place, problem }) => {
@@ -218,7 +225,7 @@ impl S3Models {
     /// as there is any.
     async fn lock(&self, prefix: &str, progress: &Progress<'_>) -> Result<ModelFolder, ModelStoreError> {
         let root = self.options.folder.join(hex_digest(&[&self.bucket, prefix]));
-        let mut seen = ((0, 0), Instant::now());
+        let mut seen = (Said::default(), Instant::now());
         loop {
             let path = root.clone();
             let locked = blocking(move || ModelFolder::lock(&path)).await;
@@ -226,7 +233,7 @@ impl S3Models {
                 Locked::Ours(folder) => return Ok(folder),
                 Locked::Theirs(said) if said != seen.0 => {
                     seen = (said, Instant::now());
-                    progress(FetchProgress { bytes_done: said.0, bytes_total: said.1 });
+                    progress(FetchProgress { bytes_done: said.done, bytes_total: said.total });
                 }
                 Locked::Theirs(_) if seen.1.elapsed() > self.options.patience * 2 => {
                     return Err(ModelStoreError::InUse { place: root.display().to_string() });
@@ -295,6 +302,14 @@ impl ModelStore for S3Models {
         progress: &'a Progress<'a>,
     ) -> BoxFuture<'a, Result<PathBuf, ModelStoreError>> {
         self.fetch_model(path, progress, None).boxed()
+    }
+}
+
+/// Tells those who wait for the folder that somebody is at work, for ever.
+async fn beat(folder: &ModelFolder) -> Infallible {
+    loop {
+        sleep(BEAT_EVERY).await;
+        folder.beat();
     }
 }
 

@@ -18,7 +18,8 @@ use std::collections::BTreeSet;
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
 
 const LOCK: &str = "lock";
 const OBJECTS: &str = "objects";
@@ -29,18 +30,30 @@ const FETCHING: &str = ".fetching-";
 const RANGES: &str = ".ranges-";
 /// Revisions that stay, the newest included.
 const REVISIONS_KEPT: usize = 2;
+/// For how long after its last use a model stays where room is needed for another: the other model of the same service
+/// was used when that started.
+const MODEL_KEPT: Duration = Duration::from_secs(24 * 3600);
 
 pub(super) struct ModelFolder {
     root: PathBuf,
     objects: PathBuf,
     lock: File,
+    said: Mutex<Said>,
+}
+
+/// What the holder of a folder says of itself: bytes done and total, and a number that changes while it lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Said {
+    pub(super) done: u64,
+    pub(super) total: u64,
+    beats: u64,
 }
 
 /// The outcome of an attempt to get hold of a folder.
 pub(super) enum Locked {
     Ours(ModelFolder),
-    /// Another's, and how far they are: bytes done and total, as far as they said.
-    Theirs((u64, u64)),
+    /// Another's, and how far they are, as far as they said.
+    Theirs(Said),
 }
 
 #[derive(Serialize, Deserialize)]
@@ -79,22 +92,62 @@ impl ModelFolder {
                 lock.read_to_string(&mut said)?;
                 let numbers = said.split_whitespace().map(str::parse).collect::<Result<Vec<u64>, _>>();
                 return Ok(Locked::Theirs(match numbers.as_deref() {
-                    Ok(&[done, total]) => (done, total),
-                    _ => (0, 0),
+                    Ok(&[done, total, beats]) => Said { done, total, beats },
+                    _ => Said::default(),
                 }));
             }
             // Some network file systems have no locks; whoever shares a folder on one is on their own.
             Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {}
             Err(TryLockError::Error(error)) => return Err(error),
         }
-        Ok(Locked::Ours(Self { root: root.to_owned(), objects, lock }))
+        Ok(Locked::Ours(Self { root: root.to_owned(), objects, lock, said: Mutex::default() }))
     }
 
     /// Tells whoever waits for the folder how far this process is.
     pub(super) fn tell(&self, done: u64, total: u64) {
-        let mut lock = &self.lock;
+        self.say(|said| (said.done, said.total) = (done, total));
+    }
+
+    /// Tells them that this process lives: syncing and checking a large file takes minutes without a byte more.
+    pub(super) fn beat(&self) {
+        self.say(|_| ());
+    }
+
+    fn say(&self, change: impl FnOnce(&mut Said)) {
+        // Nothing between lock and unlock panics.
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut said);
+        said.beats += 1;
+        let Said { done, total, beats } = *said;
         // Of one length, so that no reader sees the end of an earlier one.
-        let _ = lock.rewind().and_then(|()| lock.write_all(format!("{done:>20} {total:>20}\n").as_bytes()));
+        let line = format!("{done:>20} {total:>20} {beats:>20}\n");
+        let mut lock = &self.lock;
+        let _ = lock.rewind().and_then(|()| lock.write_all(line.as_bytes()));
+    }
+
+    /// Removes other models' folders until there is `enough` room, those first that were not used for longest: models that
+    /// nobody names any more, after a rollout from another path. Those used within [`MODEL_KEPT`] stay, and those that
+    /// another process is writing to. A process that has mapped one keeps what it has.
+    pub(super) fn make_room(&self, enough: impl Fn() -> bool) {
+        let Some(folder) = self.root.parent() else { return };
+        let mut others: Vec<_> =
+            fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        others.retain(|path| *path != self.root && path.join(OBJECTS).is_dir() && path.join(LOCK).is_file());
+        let mut others: Vec<_> = others.into_iter().filter_map(|path| Some((last_use(&path)?, path))).collect();
+        others.sort();
+        for (used, path) in others {
+            if enough() {
+                return;
+            }
+            if used.elapsed().is_ok_and(|age| age > MODEL_KEPT)
+                && let Ok(Locked::Ours(_held)) = Self::lock(&path)
+            {
+                tracing::warn!(folder = %path.display(), "removing a model that was not used for long, to make room");
+                if let Err(error) = remove_folder(&path) {
+                    tracing::warn!(folder = %path.display(), %error, "cannot remove it");
+                }
+            }
+        }
     }
 
     pub(super) fn root(&self) -> &Path {
@@ -209,9 +262,13 @@ impl ModelFolder {
             }
         }
         revisions.sort_by(|(a, ..), (b, ..)| b.cmp(a));
+        // One that is on its way has its place already.
+        let wanted = self.root.join(listing.digest());
+        let on_its_way = revisions.iter().all(|(_, path, _)| *path != wanted);
+        let stay = REVISIONS_KEPT - usize::from(on_its_way);
         let mut kept: BTreeSet<String> = listing.objects.iter().map(Object::digest).collect();
         for (place, (_, path, manifest)) in revisions.into_iter().enumerate() {
-            if place < REVISIONS_KEPT {
+            if place < stay {
                 kept.extend(manifest.files.into_iter().map(|file| {
                     let ManifestFile { name, key, etag, size } = file;
                     Object { name, key, etag, size }.digest()
@@ -233,6 +290,12 @@ impl ModelFolder {
         }
         Ok(())
     }
+}
+
+/// When a revision of this model was used last.
+fn last_use(model: &Path) -> Option<SystemTime> {
+    let folders = fs::read_dir(model).ok()?.flatten().filter(|entry| entry.path().is_dir());
+    folders.filter_map(|entry| entry.metadata().ok()?.modified().ok()).max()
 }
 
 fn read_manifest(folder: &Path) -> Option<Manifest> {
@@ -283,5 +346,64 @@ fn allocated_bytes(metadata: &fs::Metadata) -> u64 {
     {
         let _ = metadata;
         0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lock(root: &Path) -> ModelFolder {
+        match ModelFolder::lock(root).unwrap() {
+            Locked::Ours(folder) => folder,
+            Locked::Theirs(said) => panic!("{said:?}"),
+        }
+    }
+
+    #[test]
+    fn room_is_made_of_models_that_nobody_used_for_long() {
+        let models = tempfile::tempdir().unwrap();
+        let ours = lock(&models.path().join("ours"));
+        let age = |name: &str, days: u64| {
+            let revision = models.path().join(name).join("revision");
+            fs::create_dir_all(&revision).unwrap();
+            drop(lock(&models.path().join(name)));
+            for folder in [revision, models.path().join(name).join(OBJECTS)] {
+                let used = SystemTime::now() - Duration::from_secs(days * 24 * 3600 + 60);
+                File::open(folder).unwrap().set_modified(used).unwrap();
+            }
+        };
+        for (name, days) in [("fresh", 0), ("older", 3), ("oldest", 9), ("busy", 5)] {
+            age(name, days);
+        }
+        fs::create_dir(models.path().join("something-else")).unwrap();
+        let busy = lock(&models.path().join("busy"));
+        let there = || {
+            let names = fs::read_dir(models.path()).unwrap().map(|entry| entry.unwrap().file_name());
+            names.map(|name| name.into_string().unwrap()).collect::<BTreeSet<_>>()
+        };
+        ours.make_room(|| true);
+        assert_eq!(there().len(), 6, "there was room");
+        ours.make_room(|| !there().contains("oldest"));
+        assert_eq!(there().len(), 5, "one was enough");
+        ours.make_room(|| false);
+        assert_eq!(there().iter().map(String::as_str).collect::<Vec<_>>(), ["busy", "fresh", "ours", "something-else"]);
+        drop(busy);
+    }
+
+    #[test]
+    fn who_waits_sees_that_the_other_lives() {
+        let models = tempfile::tempdir().unwrap();
+        let holder = lock(models.path());
+        let said = || match ModelFolder::lock(models.path()).unwrap() {
+            Locked::Theirs(said) => said,
+            Locked::Ours(_) => panic!("it is held"),
+        };
+        holder.tell(1 << 40, 2 << 40);
+        let before = said();
+        assert_eq!((before.done, before.total), (1 << 40, 2 << 40));
+        holder.beat();
+        assert_ne!(said(), before);
+        assert_eq!((said().done, said().total), (1 << 40, 2 << 40));
     }
 }

@@ -112,6 +112,10 @@ impl Transfer<'_> {
         let opened = blocking(move || {
             folder.prune(&listing);
             let needed: u64 = missing.iter().map(|object| folder.needed_bytes(object)).sum();
+            if needed > 0 {
+                let enough = |free| free >= needed.saturating_add(spare_bytes);
+                folder.make_room(|| free_bytes(folder.root()).is_none_or(enough));
+            }
             if let Some(free) = free_bytes(folder.root())
                 && needed > 0
                 && free < needed.saturating_add(spare_bytes)
