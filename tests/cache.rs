@@ -63,8 +63,27 @@ fn what_is_wrong_with_the_table_is_one_line() {
 fn a_purge_says_of_what() {
     let line = one_line(&run(&["cache", "purge", "--yes"], &NOBODY), 2);
     assert!(line.contains("--revision") && line.contains("--all"), "{line}");
-    let line = one_line(&run(&["cache", "purge", "--yes", "--all", "--revision", "r"], &NOBODY), 2);
+    let line = one_line(&run(&["cache", "purge", "--yes", "--all", "--revision", "0123456789ab"], &NOBODY), 2);
     assert!(line.contains("--all"), "{line}");
     let line = one_line(&run(&["cache", "stats"], &[("NEXUS_CACHE_TTL_DAYS", "long")]), 2);
     assert!(line.contains("NEXUS_CACHE_TTL_DAYS=\"long\""), "{line}");
+}
+
+#[test]
+fn an_endpoint_that_is_none_is_told_at_once() {
+    // Empty is unset, which leads to where there are no credentials; the library by itself would panic.
+    let empty = [("AWS_ENDPOINT_URL", ""), ("AWS_EC2_METADATA_DISABLED", "true")];
+    let no_address = [NOBODY[0], NOBODY[1], ("AWS_ENDPOINT_URL", "nonsense")];
+    for (env, expected) in [
+        (&empty[..], "no credentials for AWS were found"),
+        (&no_address, "is no address"),
+        (&no_address, "http://host:port"),
+    ] {
+        for command in [&["cache", "stats"][..], &["pull", "s3://a-bucket/a/model"]] {
+            let line = one_line(&run(command, env), 1);
+            assert!(line.contains(expected), "{line}");
+        }
+    }
+    let line = one_line(&run(&["cache", "purge", "--yes", "--revision", "latest"], &NOBODY), 2);
+    assert!(line.contains("--revision=\"latest\""), "{line}");
 }

@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod builtin;
+mod chain;
 pub mod cli;
 pub mod http;
 pub mod settings;

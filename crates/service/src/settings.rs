@@ -8,6 +8,7 @@
 
 mod values;
 
+pub(crate) use values::is_bucket_name;
 pub use values::{Bytes, CacheDtype, CacheKind, Device, LogLevel, ModelSource, Toggle};
 
 use clap::Args;
@@ -281,7 +282,7 @@ impl Settings {
                 match self.models.paths().into_iter().find(|(_, path)| !path.starts_with(HUB_SCHEME)) {
                     Some((name, _)) => Err(format!(
                         "MODEL_BUCKET is unset, and NEXUS_BUILTIN=off refuses the built-in models: set MODEL_BUCKET to a \
-                         folder that starts with /, ./, ../ or file://, or {name} to hf://owner/name"
+                         bucket's name or to a folder that starts with /, ./, ../ or file://, or {name} to hf://owner/name"
                     )),
                     None => Ok(()),
                 }
@@ -290,9 +291,9 @@ impl Settings {
                 "MODEL_BUCKET={bucket:?}: this program was built without AWS (feature aws): expected a folder that starts \
                  with /, ./, ../ or file://, or nothing at all for the built-in models"
             )),
-            ModelSource::Bucket { bucket, .. } if !values::is_bucket_name(&bucket) => Err(format!(
+            ModelSource::Bucket { bucket, .. } if !is_bucket_name(&bucket) => Err(format!(
                 "MODEL_BUCKET={bucket:?} can be no bucket of S3: expected letters, digits, dots and hyphens, at \
-                 least 3, or a folder that starts with /, ./, ../ or file://"
+                 least 3, with a path s3://bucket/path, or a folder that starts with /, ./, ../ or file://"
             )),
             _ => Ok(()),
         }
@@ -363,7 +364,9 @@ impl HttpSettings {
         }
         let Some(url) = &self.targets_url else { return Ok(()) };
         if values::parse_s3_url(url).is_none() {
-            return Err(format!("NEXUS_TARGETS_URL={url:?}: expected s3://bucket or s3://bucket/prefix"));
+            return Err(format!(
+                "NEXUS_TARGETS_URL={url:?}: expected s3://bucket or s3://bucket/prefix, with a bucket's name of letters, digits, dots and hyphens, at least 3"
+            ));
         }
         if cfg!(not(feature = "aws")) {
             return Err(format!(

@@ -58,7 +58,7 @@ struct StatsArgs {
 #[command(group = clap::ArgGroup::new("which").required(true).args(["revision", "all"]))]
 struct PurgeArgs {
     /// Delete what this model revision computed
-    #[arg(long, value_name = "REVISION")]
+    #[arg(long, value_name = "REVISION", value_parser = revision)]
     revision: Option<String>,
 
     /// Delete everything
@@ -99,6 +99,12 @@ impl Place {
 
 fn non_empty(s: &str) -> Result<String, String> {
     if s.is_empty() { Err("something, or nothing at all".to_owned()) } else { Ok(s.to_owned()) }
+}
+
+/// As `/ready` and `x-nexus-model-revision` have it. Anything else would read all of the table and delete nothing.
+fn revision(s: &str) -> Result<String, String> {
+    let valid = s.len() == 12 && s.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if valid { Ok(s.to_ascii_lowercase()) } else { Err("12 hexadecimal digits, as /ready has them".to_owned()) }
 }
 
 fn failure(error: TableError) -> Failure {

@@ -6,7 +6,8 @@
 mod place;
 
 use super::Failure;
-use crate::settings::{HUB_SCHEME, Settings};
+use crate::chain::chain;
+use crate::settings::{HUB_SCHEME, Settings, is_bucket_name};
 use crate::shutdown::Signals;
 use crate::{telemetry, terminal};
 use clap::Args;
@@ -81,11 +82,12 @@ fn store(args: &PullArgs) -> Result<(Box<dyn ModelStore>, String), Failure> {
         return Ok((hub_store(settings, model)?, model.clone()));
     }
     match model.strip_prefix("s3://").and_then(|rest| rest.split_once('/')) {
-        Some((bucket, path)) if !bucket.is_empty() && !path.trim_matches('/').is_empty() => {
+        Some((bucket, path)) if is_bucket_name(bucket) && !path.trim_matches('/').is_empty() => {
             Ok((s3_store(settings, bucket)?, path.to_owned()))
         }
         _ => Err(Failure::Usage(format!(
-            "{model:?}: expected hf://owner/name, hf://owner/name@revision or s3://bucket/path"
+            "{model:?}: expected hf://owner/name, hf://owner/name@revision or s3://bucket/path (letters, digits, dots and \
+             hyphens, at least 3)"
         ))),
     }
 }
@@ -141,12 +143,4 @@ async fn pull(args: &PullArgs, store: &dyn ModelStore, path: &str) -> Result<Pat
     let Some(dir) = args.into.clone() else { return Ok(folder) };
     let placed = tokio::task::spawn_blocking(move || place::place(&folder, &dir).map(|()| dir));
     placed.await.map_err(|error| Failure::Run(error.to_string()))?.map_err(Failure::Run)
-}
-
-/// An error with its cause, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    match error.source() {
-        Some(source) => format!("{error}: {source}"),
-        None => error.to_string(),
-    }
 }

@@ -18,8 +18,9 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     telemetry::start(args.settings.log.log_level.filter());
     let runtime = super::runtime()?;
     let result = runtime.block_on(serve(args));
-    // Work that can not be interrupted, such as the parsing of a large body, has no one left to answer to.
-    runtime.shutdown_background();
+    // Work that can not be interrupted, such as the parsing of a large body, has no one left to answer to. The process ends
+    // now; a runtime that ends before it would make threads panic that wait for a download on it.
+    std::mem::forget(runtime);
     result
 }
 

@@ -46,7 +46,7 @@ impl ModelSource {
 }
 
 /// Whether a bucket can have this name; names of the first years may have capitals, underscores and 255 bytes.
-pub(super) fn is_bucket_name(name: &str) -> bool {
+pub(crate) fn is_bucket_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b".-_".contains(&byte);
     (3..=255).contains(&name.len()) && name.bytes().all(allowed)
 }

@@ -1,6 +1,7 @@
 //! The embedding cache that the settings ask for.
 
 use super::cache_folder;
+use crate::chain::chain;
 use crate::settings::{CacheKind, Settings};
 use nexus_storage::{EmbeddingCache, MemoryCache, NoCache, RedbCache, RedbOptions, TieredCache};
 use std::sync::Arc;
@@ -23,7 +24,10 @@ pub(super) fn open(all: &Settings) -> Arc<dyn EmbeddingCache> {
                 tracing::info!(store = store.name(), "embeddings are kept");
                 tiers.attach(Arc::new(store));
             }
-            Err(error) => tracing::warn!(%error, "embeddings are kept in memory only"),
+            Err(error) => {
+                let reason = chain(&error);
+                tracing::warn!(reason, "embeddings are kept in memory only; NEXUS_CACHE_DIR names another folder");
+            }
         });
     }
     #[cfg(feature = "aws")]

@@ -1,6 +1,7 @@
 //! The resident target sets that the settings ask for.
 
 use super::cache_folder;
+use crate::chain::chain;
 use crate::http::Resident;
 use crate::settings::{HttpSettings, Settings};
 use nexus_storage::{TargetOptions, TargetSets, TargetStore};
@@ -42,10 +43,15 @@ fn place_digits(bucket: &str, prefix: &str) -> String {
 
 fn open_local(folder: PathBuf, bytes_max: u64, resident: &Resident) {
     let options = TargetOptions { bytes_max, ..TargetOptions::default() };
-    let opened = TargetSets::open(&folder, options).inspect_err(|error| {
-        tracing::warn!(error = error as &dyn std::error::Error, "resident target sets are not available");
-    });
-    resident.opened(opened.map(|sets| Arc::new(sets) as Arc<dyn TargetStore>).map_err(|error| error.to_string()));
+    let opened = TargetSets::open(&folder, options).map_err(|error| unavailable(&error));
+    resident.opened(opened.map(|sets| Arc::new(sets) as Arc<dyn TargetStore>));
+}
+
+/// Logs why there are no target sets, and answers it for those who will ask for one.
+fn unavailable(error: &dyn std::error::Error) -> String {
+    let reason = chain(error);
+    tracing::warn!(reason, "resident target sets are not available; NEXUS_TARGETS_DIR names another folder");
+    reason
 }
 
 #[cfg(feature = "aws")]
@@ -60,17 +66,14 @@ async fn open_shared(
     let config = nexus_storage::aws_config(&region).await;
     let open = move || nexus_storage::SharedTargets::open(&config, &bucket, &prefix, &folder, bytes_max);
     let opened = match tokio::task::spawn_blocking(open).await {
-        Ok(opened) => opened.map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
+        Ok(opened) => opened.map_err(|error| unavailable(&error)),
+        Err(error) => Err(unavailable(&error)),
     };
     match opened {
         Ok(sets) => {
             resident.opened(Ok(Arc::new(sets.clone())));
             sets.greet().await;
         }
-        Err(error) => {
-            tracing::warn!(error, "resident target sets are not available");
-            resident.opened(Err(error));
-        }
+        Err(reason) => resident.opened(Err(reason)),
     }
 }

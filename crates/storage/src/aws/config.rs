@@ -39,17 +39,26 @@ impl AwsConfig {
     /// A client of S3. With another endpoint than AWS's (`AWS_ENDPOINT_URL`, `AWS_ENDPOINT_URL_S3`) the bucket's name
     /// goes into the path: servers that speak S3 on one address have no name for each bucket.
     pub(crate) fn s3(&self) -> aws_sdk_s3::Client {
-        let key = ServiceConfigKey::builder().service_id("s3").env("AWS_ENDPOINT_URL").profile("endpoint_url").build();
-        let of_service = |key| self.sdk.service_config()?.load_config(key);
-        let own_endpoint = self.sdk.endpoint_url().is_some() || key.ok().and_then(of_service).is_some();
-        aws_sdk_s3::Client::from_conf(
-            aws_sdk_s3::config::Builder::from(&self.sdk).force_path_style(own_endpoint).build(),
-        )
+        let endpoint = self.endpoint("s3");
+        let mut config = aws_sdk_s3::config::Builder::from(&self.sdk).force_path_style(endpoint.is_some());
+        config.set_endpoint_url(endpoint);
+        aws_sdk_s3::Client::from_conf(config.build())
     }
 
     /// A client of DynamoDB.
     pub(crate) fn dynamodb(&self) -> aws_sdk_dynamodb::Client {
-        aws_sdk_dynamodb::Client::new(&self.sdk)
+        let mut config = aws_sdk_dynamodb::config::Builder::from(&self.sdk);
+        config.set_endpoint_url(self.endpoint("dynamodb"));
+        aws_sdk_dynamodb::Client::from_conf(config.build())
+    }
+
+    /// The endpoint that the environment or the profile names for a service. An empty one counts as unset, as everywhere:
+    /// container definitions have no other way to unset a variable, and the SDK panics over it.
+    fn endpoint(&self, service: &str) -> Option<String> {
+        let key = ServiceConfigKey::builder().service_id(service).env("AWS_ENDPOINT_URL").profile("endpoint_url");
+        let of_service = key.build().ok().and_then(|key| self.sdk.service_config()?.load_config(key));
+        let of_all = || self.sdk.endpoint_url().map(str::to_owned);
+        of_service.filter(|url| !url.is_empty()).or_else(of_all).filter(|url| !url.is_empty())
     }
 
     /// The region, for messages.

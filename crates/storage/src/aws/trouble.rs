@@ -31,6 +31,8 @@ pub(crate) enum Trouble {
     TimedOut,
     /// The service says that it is its own fault (5xx).
     Server,
+    /// The endpoint that was set is no address.
+    BadEndpoint,
     /// The request itself is wrong, or anything else.
     Other,
 }
@@ -51,7 +53,9 @@ where
         SdkError::TimeoutError(_) => Trouble::TimedOut,
         SdkError::DispatchFailure(failure) => {
             // "identity resolver timed out" is the instance's metadata service, where there is none.
-            if provider_failed(error) {
+            if causes(error).any(|text| is_of_the_endpoint(&text)) {
+                Trouble::BadEndpoint
+            } else if provider_failed(error) {
                 Trouble::Unreachable
             } else if causes(error).any(|text| text.contains("credential") || text.contains("identity resolver")) {
                 Trouble::NoCredentials
@@ -68,8 +72,14 @@ where
             let region = header.or_else(|| region_in(service.err().message()?)).map(str::to_owned);
             of_service(service.err().code(), response.status().as_u16(), region)
         }
+        SdkError::ConstructionFailure(_) if causes(error).any(|text| is_of_the_endpoint(&text)) => Trouble::BadEndpoint,
         _ => Trouble::Other,
     }
+}
+
+/// Whether the library says that the endpoint is no address.
+fn is_of_the_endpoint(text: &str) -> bool {
+    text.contains("not a valid URI") || text.contains("failed to apply endpoint")
 }
 
 /// Whether there is a source of credentials that did not give them this time: an agent that restarts or has too much to

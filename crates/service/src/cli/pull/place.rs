@@ -10,8 +10,10 @@ use std::io::{self, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 const TEMPORARY: &str = ".nexus.tmp";
+const PROBE: &str = ".nexus-probe";
 
-/// Refuses a folder that can not be one of a model, before the download.
+/// Refuses a folder that can not be one of a model, or not be written to, before the download. Makes it where it is not
+/// there.
 pub(super) fn check(dir: &Path) -> Result<(), String> {
     for (name, _) in files(dir, "").or_else(|error| match error.kind() {
         io::ErrorKind::NotFound => Ok(BTreeMap::new()),
@@ -22,7 +24,11 @@ pub(super) fn check(dir: &Path) -> Result<(), String> {
             return Err(alien(dir, &name));
         }
     }
-    Ok(())
+    let probe = dir.join(PROBE);
+    fs::create_dir_all(dir)
+        .and_then(|()| fs::write(&probe, ""))
+        .and_then(|()| fs::remove_file(&probe))
+        .map_err(|error| format!("can not write to {}: {error}", dir.display()))
 }
 
 /// Puts the files of `folder` into `dir`, which may hold the same files already.

@@ -51,9 +51,10 @@ impl Failure {
                     .to_owned()
             }
             Trouble::Denied => format!("allow {actions} on the table to the role that this runs as"),
-            Trouble::NoCredentials => "no credentials were found: give the task a role, or set AWS_PROFILE, or \
+            Trouble::NoCredentials => "give the task a role, or set AWS_PROFILE, or \
                                        AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 .to_owned(),
+            Trouble::BadEndpoint => "expected http://host:port, or nothing".to_owned(),
             Trouble::BadCredentials => "the credentials are not taken: renew them, and check the clock".to_owned(),
             Trouble::Throttled => {
                 "the table's capacity is used up: one on demand grows by itself, a provisioned one needs more".to_owned()
@@ -86,7 +87,14 @@ where
             ("", _) | (_, None) => chain(error),
             (code, Some(message)) => format!("{code}: {message}"),
         };
-        Self { trouble: trouble_of(error), code, text: one_line(&text) }
+        let trouble = trouble_of(error);
+        // The library lists all places that it has looked at.
+        let text = match trouble {
+            Trouble::NoCredentials => "no credentials for AWS were found".to_owned(),
+            Trouble::BadEndpoint => "AWS_ENDPOINT_URL or AWS_ENDPOINT_URL_DYNAMODB is no address".to_owned(),
+            _ => one_line(&text),
+        };
+        Self { trouble, code, text }
     }
 }
 

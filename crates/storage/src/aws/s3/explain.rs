@@ -37,7 +37,7 @@ pub(super) fn fault(client: &Client, trouble: Trouble, place: &str, words: Strin
         trouble if trouble.is_transient() => return Fault::Transient(trouble, words),
         Trouble::NoContainer => ModelStoreError::NotFound {
             place: format!("bucket {bucket}"),
-            advice: "check MODEL_BUCKET, which names a bucket of S3 or a folder (one that starts with /, ./, ../ or file://)"
+            advice: "check the address; MODEL_BUCKET names a bucket of S3 or a folder (one that starts with /, ./, ../ or file://)"
                 .to_owned(),
         },
         Trouble::Denied => ModelStoreError::Denied {
@@ -68,6 +68,10 @@ pub(super) fn fault(client: &Client, trouble: Trouble, place: &str, words: Strin
             advice: "they are unknown, expired, or of another secret; if the clock of this machine is right, renew them"
                 .to_owned(),
         },
+        Trouble::BadEndpoint => {
+            let words = "AWS_ENDPOINT_URL or AWS_ENDPOINT_URL_S3 is no address: expected http://host:port, or nothing";
+            ModelStoreError::Io { place, source: std::io::Error::other(words) }
+        }
         _ => ModelStoreError::Io { place, source: std::io::Error::other(words) },
     })
 }

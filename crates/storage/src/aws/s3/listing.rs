@@ -64,8 +64,8 @@ pub(super) async fn list(client: &Client, prefix: &str) -> Result<Listing, Fault
     let mut objects = wanted(prefix, found.objects.iter());
     let place = client.url(prefix);
     if found.objects.is_empty() && found.folders.is_empty() {
-        let advice = "nothing has such a key; check MODEL_BUCKET and the model's path (RETRIEVER_MODEL_PATH, \
-                      RERANKER_MODEL_PATH), which are joined to this"
+        let advice = "nothing has such a key; check the address, to which MODEL_BUCKET and the model's path \
+                      (RETRIEVER_MODEL_PATH, RERANKER_MODEL_PATH) are joined"
             .to_owned();
         return Err(ModelStoreError::NotFound { place, advice }.into());
     }

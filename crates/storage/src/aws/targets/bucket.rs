@@ -247,9 +247,11 @@ impl Bucket {
 
     fn explain(&self, trouble: &Trouble, error: &(dyn Error + 'static)) -> String {
         match trouble {
-            Trouble::NoCredentials => "there are no AWS credentials: give the task a role, or set AWS_PROFILE, or \
+            Trouble::NoCredentials => {
+                "no credentials for AWS were found: give the task a role, or set AWS_PROFILE, or \
                                        AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-                .to_owned(),
+                    .to_owned()
+            }
             Trouble::BadCredentials => format!("AWS does not take the credentials: {}", chain(error)),
             Trouble::Denied => {
                 "access denied: sets need s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload on \
@@ -260,6 +262,10 @@ impl Bucket {
             Trouble::WrongRegion(None) => format!("the bucket is not in {}: set AWS_REGION to its region", self.region),
             Trouble::NoContainer => {
                 format!("there is no bucket {}: create it, or name another in NEXUS_TARGETS_URL", self.bucket)
+            }
+            Trouble::BadEndpoint => {
+                "AWS_ENDPOINT_URL or AWS_ENDPOINT_URL_S3 is no address: expected http://host:port, or nothing"
+                    .to_owned()
             }
             Trouble::Throttled => "S3 asks for fewer requests".to_owned(),
             Trouble::TimedOut => "no answer in time".to_owned(),
