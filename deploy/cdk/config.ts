@@ -3,7 +3,7 @@
 import type { Config } from "./lib/config";
 
 export const config: Config = {
-  image: { repository: "nexus-ecs-service", tag: "latest" },
+  image: { repository: "nexus-ecs-service", tag: "1" },
   models: {
     bucket: "my-model-bucket",
     retrieverPath: "models/qwen-embedding-8b/",

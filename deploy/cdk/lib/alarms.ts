@@ -26,7 +26,7 @@ export function alarms(scope: Construct, { balancer, targets, stat }: Watched, c
     topic.addSubscription(new EmailSubscription(email));
   }
   const five = Duration.minutes(5);
-  const { GREATER_THAN_THRESHOLD: above, LESS_THAN_THRESHOLD: below } = cloudwatch.ComparisonOperator;
+  const { GREATER_THAN_THRESHOLD: above, GREATER_THAN_OR_EQUAL_TO_THRESHOLD: from, LESS_THAN_THRESHOLD: below } = cloudwatch.ComparisonOperator;
   const { BREACHING: breaching, NOT_BREACHING: fine } = cloudwatch.TreatMissingData;
 
   function alarm(id: string, alarmDescription: string, props: Omit<cloudwatch.AlarmProps, "alarmDescription">): void {
@@ -74,9 +74,10 @@ export function alarms(scope: Construct, { balancer, targets, stat }: Watched, c
     metric: stat("Requests", "SampleCount", five),
     threshold: 1, comparisonOperator: below, evaluationPeriods: 3, treatMissingData: breaching,
   });
+  // Few, as the service soon stops asking a table that is missing or denied: of one task some 2 to 6 a minute are left.
   alarm("CacheFailures", "Reads or writes of the table of embeddings fail", {
     metric: stat("CacheFailures", "Sum", five),
-    threshold: 50, comparisonOperator: above, evaluationPeriods: 3, treatMissingData: fine,
+    threshold: config.alarms.cacheFailures, comparisonOperator: from, evaluationPeriods: 3, treatMissingData: fine,
   });
   alarm("CacheBreakerOpen", "A task has stopped asking the table of embeddings", {
     metric: stat("CacheBreakerOpen", "Maximum"),

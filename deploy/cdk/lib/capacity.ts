@@ -32,7 +32,11 @@ export function network(scope: Construct, { vpc }: Resolved): ec2.IVpc {
 
 /** A cluster whose instances come and go with its tasks. */
 export function cluster(scope: Construct, vpc: ec2.IVpc, { capacity }: Resolved): { cluster: ecs.Cluster; provider: ecs.AsgCapacityProvider } {
-  const cluster = new ecs.Cluster(scope, "Cluster", { vpc });
+  const cluster = new ecs.Cluster(scope, "Cluster", {
+    vpc,
+    // Otherwise CDK lets tasks write any log group on "*", for what is typed in `aws ecs execute-command`.
+    executeCommandConfiguration: { logging: ecs.ExecuteCommandLogging.NONE },
+  });
   const role = instanceRole(scope, cluster);
   const template = new ec2.LaunchTemplate(scope, "Instances", {
     instanceType: new ec2.InstanceType(capacity.instanceType),
@@ -60,8 +64,8 @@ export function cluster(scope: Construct, vpc: ec2.IVpc, { capacity }: Resolved)
     vpcSubnets: { subnetType: ec2.SubnetType.PRIVATE_WITH_EGRESS },
     launchTemplate: template,
     minCapacity: 0,
-    // One more than tasks: a rollout starts a task before it stops one.
-    maxCapacity: capacity.tasksMax + 1,
+    // Twice the tasks: a rollout starts as many as run before it stops one, and what finds no instance only waits.
+    maxCapacity: 2 * capacity.tasksMax,
   });
   group.addUserData("echo ECS_AWSVPC_BLOCK_IMDS=true >> /etc/ecs/ecs.config", "echo ECS_ENABLE_GPU_SUPPORT=true >> /etc/ecs/ecs.config");
   const provider = new ecs.AsgCapacityProvider(scope, "Capacity", {

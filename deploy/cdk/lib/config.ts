@@ -31,12 +31,19 @@ export interface Config {
   };
 
   /** Resident target sets that replicas share. Default: each replica has its own. */
-  readonly targets?: { readonly bucket: string; readonly prefix: string };
+  readonly targets?: {
+    /** Name of a bucket that exists. */
+    readonly bucket: string;
+    /** Where the sets are in it. Tasks may delete below it. */
+    readonly prefix: string;
+    /** Key that the bucket is encrypted with, where it is not S3's own. */
+    readonly kmsKeyArn?: string;
+  };
 
   /** Name of a Secrets Manager secret with the token of POST /admin/reload. Default: there is no such endpoint. */
   readonly adminTokenSecret?: string;
 
-  /** `aws ecs execute-command`, which `kill -HUP 1` needs. Default: off; it lets people into the container. */
+  /** `aws ecs execute-command`, which SIGHUP needs. Default: off; it lets people into the container. */
   readonly executeCommand?: boolean;
 
   /** An existing VPC. Default: a new one, with endpoints for S3 and DynamoDB and one NAT gateway. */
@@ -60,7 +67,7 @@ export interface Config {
   };
 
   readonly capacity?: {
-    /** Default: g5.12xlarge, four A10G. */
+    /** Default: g5.12xlarge, four A10G. NVIDIA GPUs are not there yet: until then models are computed on its cores. */
     readonly instanceType?: string;
     /** GPUs of one task, all of an instance's. Default: 4. */
     readonly gpus?: number;
@@ -72,7 +79,7 @@ export interface Config {
     readonly diskGiB?: number;
     /** Fewest tasks. Default: 1. */
     readonly tasksMin?: number;
-    /** Most tasks. A rollout needs one instance more while it lasts. Default: 4. */
+    /** Most tasks. A rollout needs up to as many instances again while it lasts. Default: 4. */
     readonly tasksMax?: number;
   };
 
@@ -105,6 +112,8 @@ export interface Config {
     readonly latencyP95Ms?: number;
     /** Share of responses with a 5xx status. Default: 2. */
     readonly errorsPercent?: number;
+    /** Failed reads and writes of the table in five minutes, of all tasks. A task that may not ask it has 10 or more. Default: 5. */
+    readonly cacheFailures?: number;
     /** Default: 5000. */
     readonly queueWaitMs?: number;
   };
@@ -154,7 +163,7 @@ export function resolve(config: Config): Resolved {
       ...config.times,
     },
     scaling: { queueWaitHighMs: 500, queueWaitLowMs: 50, ...config.scaling },
-    alarms: { emails: [], latencyP95Ms: 5000, errorsPercent: 2, queueWaitMs: 5000, ...config.alarms },
+    alarms: { emails: [], latencyP95Ms: 5000, errorsPercent: 2, cacheFailures: 5, queueWaitMs: 5000, ...config.alarms },
     logRetentionDays: config.logRetentionDays ?? 30,
     logLevel: config.logLevel ?? "INFO",
   };

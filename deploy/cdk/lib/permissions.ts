@@ -27,8 +27,12 @@ export function grant(stack: Stack, role: iam.IRole, config: Resolved): void {
       [`${bucketArn(targets.bucket)}/${targets.prefix}/*`]);
     allow("ListTargetSets", ["s3:ListBucket"], [bucketArn(targets.bucket)],
       { StringLikeIfExists: { "s3:prefix": [targets.prefix, `${targets.prefix}/*`] } });
+    if (targets.kmsKeyArn) {
+      // A data key for each object that is put; an upload in parts decrypts its own, too.
+      allow("KeyOfTargetSets", ["kms:Decrypt", "kms:GenerateDataKey"], [targets.kmsKeyArn]);
+    }
   }
 
-  allow("EmbeddingCache", ["dynamodb:BatchGetItem", "dynamodb:BatchWriteItem", "dynamodb:DescribeTable"],
+  allow("EmbeddingCache", ["dynamodb:BatchGetItem", "dynamodb:BatchWriteItem"],
     [stack.formatArn({ service: "dynamodb", resource: "table", resourceName: cacheTable.name })]);
 }

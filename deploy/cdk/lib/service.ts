@@ -17,8 +17,9 @@ export function service(scope: Construct, vpc: ec2.IVpc, cluster: ecs.Cluster, p
     capacityProviderStrategies: [{ capacityProvider: provider.capacityProviderName, weight: 1 }],
     vpcSubnets: { subnetType: ec2.SubnetType.PRIVATE_WITH_EGRESS },
     securityGroups: [new ec2.SecurityGroup(scope, "TasksGroup", { vpc, description: "Tasks of Nexus: the load balancer connects to them" })],
-    // A task takes a whole instance, so a rollout has to have a free one. The group may have one more than tasks: the
-    // rollout starts one task there, waits for /ready, stops an old one, and goes on in what became free.
+    // A task takes a whole instance. A rollout starts as many tasks as run, on as many new instances, and stops old ones as
+    // new ones are ready. A percentage that starts one at a time does not exist for all counts: what is one more of four
+    // is none of three.
     minHealthyPercent: 100,
     maxHealthyPercent: 200,
     circuitBreaker: { enable: true, rollback: true },

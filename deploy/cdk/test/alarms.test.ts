@@ -52,6 +52,16 @@ test("throttling of a part of a batch is seen", () => {
   assert.deepEqual(names.sort(), ["ReadThrottleEvents", "WriteThrottleEvents"]);
 });
 
+test("one task that may not ask its table is told of within 15 minutes, and one bad minute is not", () => {
+  const { Threshold, ComparisonOperator, Period, EvaluationPeriods, DatapointsToAlarm, Statistic } = told()["CacheFailures"];
+  const [, seconds] = /open_max: Duration::from_secs\((\d+)\)/.exec(file("crates/storage/src/aws/dynamodb/breaker.rs"))!;
+  assert.deepEqual([Statistic, ComparisonOperator], ["Sum", "GreaterThanOrEqualToThreshold"]);
+  assert.ok(Threshold <= Period / Number(seconds), "that many times at least the table is asked");
+  assert.ok(Period * EvaluationPeriods <= 15 * 60);
+  // A bad minute is in two periods at most.
+  assert.ok(EvaluationPeriods >= 3 && DatapointsToAlarm === undefined);
+});
+
 test("each figure of the stats line is a metric", () => {
   const filters = Object.values(template().findResources("AWS::Logs::MetricFilter")).map(({ Properties }: any) => Properties);
   const found = Object.fromEntries(filters.map(({ FilterPattern, MetricTransformations: [{ MetricName, MetricNamespace, MetricValue }] }: any) => {

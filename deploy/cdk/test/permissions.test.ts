@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { Template } from "aws-cdk-lib/assertions";
-import { file, CONFIG, FULL, template } from "./template";
+import { file, CONFIG, FULL, only, template } from "./template";
 
 const OF_TASKS = "TaskTaskRole";
 
@@ -13,7 +13,7 @@ function statements(of: Template): [string, any][] {
 }
 
 function ofTasks(of: Template): Record<string, any> {
-  return Object.fromEntries(statements(of).filter(([id]) => id.startsWith(OF_TASKS)).map(([, statement]) => [statement.Sid, statement]));
+  return Object.fromEntries(statements(of).filter(([id]) => id.startsWith(OF_TASKS)).map(([, statement]) => [statement.Sid ?? "ByCdk", statement]));
 }
 
 const list = (value: unknown): any[] => (Array.isArray(value) ? value : [value]);
@@ -23,9 +23,14 @@ const flat = (value: any): string =>
   typeof value === "string" ? value
     : value["Fn::Join"] ? value["Fn::Join"][1].map(flat).join("") : `\${${value.Ref ?? value["Fn::GetAtt"].join(".")}}`;
 
-// AWS knows no resource for the first two, and holds the others to the cluster by a condition.
+/** What `executeCommand` lets tasks do, and nothing else does. */
+const CHANNELS = [
+  "ssmmessages:CreateControlChannel", "ssmmessages:CreateDataChannel", "ssmmessages:OpenControlChannel", "ssmmessages:OpenDataChannel",
+];
+
+// AWS knows no resource for all but the last line, and holds that to the cluster by a condition.
 const ON_EVERYTHING = [
-  "ecr:GetAuthorizationToken", "ecs:DiscoverPollEndpoint",
+  "ecr:GetAuthorizationToken", "ecs:DiscoverPollEndpoint", ...CHANNELS,
   "ecs:Poll", "ecs:StartTelemetrySession", "ecs:UpdateContainerInstancesState",
 ];
 
@@ -75,14 +80,29 @@ test("tasks read the models' folders and know which files are missing", () => {
 
 test("tasks read and write embeddings and nothing else of the table", () => {
   const { EmbeddingCache } = ofTasks(template());
-  assert.deepEqual(EmbeddingCache.Action, ["dynamodb:BatchGetItem", "dynamodb:BatchWriteItem", "dynamodb:DescribeTable"]);
+  assert.deepEqual(EmbeddingCache.Action, ["dynamodb:BatchGetItem", "dynamodb:BatchWriteItem"]);
   assert.match(flat(EmbeddingCache.Resource), /:table\/nexus-embedding-cache$/);
 });
 
 test("what is not configured is not allowed", () => {
   assert.deepEqual(Object.keys(ofTasks(template())), ["ReadModels", "ListModels", "EmbeddingCache"]);
   assert.deepEqual(Object.keys(ofTasks(template(FULL))),
-    ["ReadModels", "ListModels", "DecryptModels", "TargetSets", "ListTargetSets", "EmbeddingCache"]);
+    ["ReadModels", "ListModels", "DecryptModels", "TargetSets", "ListTargetSets", "KeyOfTargetSets", "EmbeddingCache", "ByCdk"]);
+});
+
+test("commands in a container: four channels, and no log groups", () => {
+  const { ByCdk } = ofTasks(template(FULL));
+  assert.deepEqual([...ByCdk.Action].sort(), CHANNELS);
+  const everywhere = Object.values(ofTasks(template(FULL))).filter(({ Resource }) => list(Resource).includes("*"));
+  assert.deepEqual(everywhere, [ByCdk]);
+  assert.deepEqual(only(template(FULL), "AWS::ECS::Cluster").Configuration.ExecuteCommandConfiguration, { Logging: "NONE" });
+});
+
+test("keys: the models' decrypts, the target sets' encrypts too, and neither is another", () => {
+  const { DecryptModels, KeyOfTargetSets } = ofTasks(template(FULL));
+  assert.deepEqual([DecryptModels.Action, DecryptModels.Resource], ["kms:Decrypt", FULL.models.kmsKeyArn]);
+  assert.deepEqual([KeyOfTargetSets.Action, KeyOfTargetSets.Resource], [["kms:Decrypt", "kms:GenerateDataKey"], FULL.targets!.kmsKeyArn]);
+  assert.ok(!("KeyOfTargetSets" in ofTasks(template({ ...CONFIG, targets: { bucket: "b", prefix: "sets" } }))));
 });
 
 test("target sets are written below their prefix, models nowhere", () => {
@@ -102,8 +122,9 @@ test("the admin token comes from its secret and stands nowhere in the template",
   assert.match(flat(reads[0]![1].Resource), /:secret:nexus\/admin-token-\?{6}$/);
 });
 
-test("the runbook's table names every action of the tasks", () => {
-  const runbook = file("docs/runbook.md");
+test("the runbook's table names every action of the tasks, and no other", () => {
+  const table = /^The task's role:$(.*)^The execution role/ms.exec(file("docs/runbook.md"))![1]!;
+  const named = [...table.matchAll(/`([a-z0-9]+:[A-Z]\w+)`/g)].map(([, action]) => action);
   const actions = Object.values(ofTasks(template(FULL))).flatMap(({ Action }) => list(Action));
-  assert.deepEqual(actions.filter((action) => !runbook.includes(`\`${action}\``)), []);
+  assert.deepEqual([...new Set(named)].sort(), [...new Set(actions)].sort());
 });
