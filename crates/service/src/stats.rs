@@ -34,7 +34,7 @@ impl Stats {
         let QueueWaits { jobs, p50_ms, p95_ms, max_ms } = running.take_queue_waits();
         let (cache, answers) = (running.cache.stats(), lifecycle.answers());
         let before = std::mem::replace(self, Self { cache, answers });
-        let failures = |stats: &CacheStats| stats.read_failures + stats.read_timeouts + stats.write_failures;
+        let failures = |stats: &CacheStats| stats.read_failures + stats.write_failures;
         let breaker_open = u8::from(cache.reads == Circuit::Open || cache.writes == Circuit::Open);
         macro_rules! stats {
             ($level:ident) => {
@@ -51,6 +51,7 @@ impl Stats {
                     cache_misses = cache.misses - before.cache.misses,
                     cache_damaged = cache.damaged.saturating_sub(before.cache.damaged),
                     cache_failures = failures(&cache).saturating_sub(failures(&before.cache)),
+                    cache_timeouts = cache.read_timeouts.saturating_sub(before.cache.read_timeouts),
                     cache_skips = cache.read_skips.saturating_sub(before.cache.read_skips),
                     cache_dropped = cache.dropped.saturating_sub(before.cache.dropped),
                     cache_writes_waiting = cache.waiting,

@@ -302,8 +302,8 @@ mod tests {
             "s3://",
             "s3:///a",
             "s3://ab",
-            "s3://Sets",
-            "s3://a_b",
+            "s3://a b",
+            "s3://a:b",
             "http://sets/a",
             "s3://sets/\n",
         ] {
