@@ -333,7 +333,7 @@ fn errors_say_what_is_wrong_and_what_to_do_and_are_not_tried_again() {
             .to_string()
     };
     for (refuse, expected) in [
-        ((404, "NoSuchBucket", ""), "bucket models does not exist: check MODEL_BUCKET"),
+        ((404, "NoSuchBucket", ""), "bucket models does not exist: check the address; MODEL_BUCKET"),
         (
             (403, "AccessDenied", ""),
             "access to s3://models/models/m/ was denied: the credentials need s3:ListBucket on arn:aws:s3:::models and s3:GetObject on",
