@@ -1,7 +1,8 @@
 //! AWS: models and target sets in S3, embeddings in DynamoDB.
 //!
-//! [`config`] makes the one configuration that all clients share; [`s3`] brings models; [`trouble`] tells what an error of the SDK means, so
-//! that people read the cause and what to do about it instead of the SDK's words.
+//! [`config`] makes the one configuration that all clients share; [`s3`] brings models, [`dynamodb`] keeps embeddings,
+//! [`targets`] shares target sets; [`trouble`] tells what an error of the SDK means, so that people read the cause and what
+//! to do about it instead of the SDK's words.
 //!
 //! Deliberately absent: credentials (the SDK finds them: environment, profile, container, instance), and any use of the
 //! environment beyond the SDK's own.

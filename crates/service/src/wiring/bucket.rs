@@ -25,7 +25,8 @@ pub fn store(settings: &Settings, bucket: &str, prefix: &str) -> Result<S3Models
     Ok(S3Models::new(async move { aws_config(&region).await }, bucket, prefix, options))
 }
 
-/// A model that is brought here, and loaded as it arrives. Without a store, the model fails with the reason, and everything else serves.
+/// A model that is brought here, and loaded as it arrives. Without a store, the model fails with the reason, and everything
+/// else serves.
 pub(super) fn model(store: Result<Arc<S3Models>, String>, path: &str, memo: Arc<DigestMemo>) -> ModelSource {
     let path = path.to_owned();
     let runtime = Handle::current();
