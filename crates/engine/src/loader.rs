@@ -12,7 +12,7 @@ use crate::{
 };
 use nexus_compute::Backend;
 use nexus_models::{LoadOptions, ModelFiles, Weights, load_embedder, load_reranker};
-use nexus_storage::{CacheKeyBuilder, EmbeddingCache};
+use nexus_storage::{CacheKeyBuilder, EmbeddingCache, error_chain};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
@@ -296,21 +296,5 @@ impl<B: Backend> Loader<B> {
 fn guarded<T>(work: impl FnOnce() -> Result<T, BoxError>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err("loading panicked; the log has the place".into()))
-        .map_err(|error| chain(error.as_ref()))
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Some errors already tell their cause.
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
+        .map_err(|error| error_chain(error.as_ref()))
 }

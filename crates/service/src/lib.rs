@@ -10,7 +10,6 @@
 #![forbid(unsafe_code)]
 
 mod builtin;
-mod chain;
 pub mod cli;
 pub mod http;
 pub mod settings;

@@ -20,4 +20,4 @@ pub use dynamodb::{
 };
 pub use s3::{Arriving, Fetched, S3Models, S3Options};
 pub use targets::SharedTargets;
-pub(crate) use trouble::{Trouble, chain, trouble_of};
+pub(crate) use trouble::{Trouble, trouble_of};

@@ -115,7 +115,7 @@ impl HubModels {
         options.endpoint.truncate(options.endpoint.trim_end_matches('/').len());
         options.token = options.token.map(|token| token.trim().to_owned()).filter(|token| !token.is_empty());
         let place = || options.endpoint.clone();
-        let other = |error: &dyn std::error::Error| trouble::other(place(), trouble::chain(error));
+        let other = |error: &dyn std::error::Error| trouble::other(place(), crate::error_chain(error));
         let mut headers = HeaderMap::new();
         headers.insert(USER_AGENT, HeaderValue::from_static(concat!("nexus/", env!("CARGO_PKG_VERSION"))));
         // Sizes are those of the files, not of what a server makes of them.

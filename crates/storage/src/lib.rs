@@ -26,6 +26,7 @@
 #[cfg(feature = "aws")]
 mod aws;
 mod cache;
+mod chain;
 mod digest;
 #[cfg(feature = "hub")]
 mod hub;
@@ -48,6 +49,7 @@ pub use aws::{
     S3Models, S3Options, Sample, SharedTargets, TableError, TableStats, Ttl, aws_config,
 };
 pub use cache::{CacheStats, Circuit, EmbeddingCache};
+pub use chain::error_chain;
 pub use digest::{DigestMemo, digest_bytes};
 #[cfg(feature = "hub")]
 pub use hub::{HUB_ENDPOINT, HubModels, HubName, HubOptions};

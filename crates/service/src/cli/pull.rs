@@ -6,13 +6,12 @@
 mod place;
 
 use super::Failure;
-use crate::chain::chain;
 use crate::settings::{HUB_SCHEME, Settings, is_bucket_name};
 use crate::shutdown::Signals;
 use crate::{telemetry, terminal};
 use clap::Args;
 use indicatif::HumanBytes;
-use nexus_storage::{FetchProgress, ModelStore};
+use nexus_storage::{FetchProgress, ModelStore, error_chain};
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
@@ -139,7 +138,7 @@ async fn pull(args: &PullArgs, store: &dyn ModelStore, path: &str) -> Result<Pat
         () = telling => return Err(Failure::Interrupted),
     };
     bar.finish_and_clear();
-    let folder = fetched.map_err(|error| Failure::Run(chain(&error)))?;
+    let folder = fetched.map_err(|error| Failure::Run(error_chain(&error)))?;
     let Some(dir) = args.into.clone() else { return Ok(folder) };
     let placed = tokio::task::spawn_blocking(move || place::place(&folder, &dir).map(|()| dir));
     placed.await.map_err(|error| Failure::Run(error.to_string()))?.map_err(Failure::Run)

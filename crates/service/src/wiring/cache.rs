@@ -1,9 +1,8 @@
 //! The embedding cache that the settings ask for.
 
 use super::cache_folder;
-use crate::chain::chain;
 use crate::settings::{CacheKind, Settings};
-use nexus_storage::{EmbeddingCache, MemoryCache, NoCache, RedbCache, RedbOptions, TieredCache};
+use nexus_storage::{EmbeddingCache, MemoryCache, NoCache, RedbCache, RedbOptions, TieredCache, error_chain};
 use std::sync::Arc;
 
 /// The cache that the settings ask for. A store that can not be used costs its hits, never the service; one that takes
@@ -25,7 +24,7 @@ pub(super) fn open(all: &Settings) -> Arc<dyn EmbeddingCache> {
                 tiers.attach(Arc::new(store));
             }
             Err(error) => {
-                let reason = chain(&error);
+                let reason = error_chain(&error);
                 tracing::warn!(reason, "embeddings are kept in memory only; NEXUS_CACHE_DIR names another folder");
             }
         });

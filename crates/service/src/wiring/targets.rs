@@ -1,10 +1,9 @@
 //! The resident target sets that the settings ask for.
 
 use super::cache_folder;
-use crate::chain::chain;
 use crate::http::Resident;
 use crate::settings::{HttpSettings, Settings};
-use nexus_storage::{TargetOptions, TargetSets, TargetStore};
+use nexus_storage::{TargetOptions, TargetSets, TargetStore, error_chain};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -49,7 +48,7 @@ fn open_local(folder: PathBuf, bytes_max: u64, resident: &Resident) {
 
 /// Logs why there are no target sets, and answers it for those who will ask for one.
 fn unavailable(error: &dyn std::error::Error) -> String {
-    let reason = chain(error);
+    let reason = error_chain(error);
     tracing::warn!(reason, "resident target sets are not available; NEXUS_TARGETS_DIR names another folder");
     reason
 }

@@ -1,5 +1,6 @@
 //! What an error of the SDK means.
 
+use crate::chain::causes;
 use aws_credential_types::provider::error::CredentialsError;
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use aws_smithy_runtime_api::client::result::SdkError;
@@ -135,25 +136,6 @@ fn of_service(code: Option<&str>, status: u16, region: Option<String>) -> Troubl
         (_, 500..) => Trouble::Server,
         _ => Trouble::Other,
     }
-}
-
-/// An error with its causes, in one line.
-pub(crate) fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = String::new();
-    for cause in causes(error) {
-        // Some errors already tell their cause.
-        if !text.contains(&cause) {
-            if !text.is_empty() {
-                text.push_str(": ");
-            }
-            text.push_str(&cause);
-        }
-    }
-    text
-}
-
-fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = String> + 'a {
-    std::iter::successors(Some(error), |error| (*error).source()).map(ToString::to_string)
 }
 
 #[cfg(test)]

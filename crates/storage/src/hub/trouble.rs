@@ -1,10 +1,10 @@
 //! What can go wrong with a hub, and what people read of it.
 
 use super::{HubName, HubOptions};
+use crate::error_chain;
 use crate::model_store::ModelStoreError;
 use hf_hub::api::tokio::ApiError;
 use reqwest_of_hf_hub::{Response, StatusCode};
-use std::error::Error;
 use std::io;
 
 /// What went wrong, as far as it decides what to do.
@@ -44,7 +44,7 @@ impl Trouble {
     pub(super) fn of_request(error: reqwest_of_hf_hub::Error) -> Self {
         let senseless = error.is_builder() || error.is_redirect();
         // Addresses of files may hold a signature, which opens them to whoever reads the log.
-        let text = chain(&error.without_url());
+        let text = error_chain(&error.without_url());
         if senseless { Self::Broken(text) } else { Self::Passing(text) }
     }
 
@@ -56,7 +56,7 @@ impl Trouble {
                 None => Self::of_request(error),
             },
             ApiError::IoError(error) => Self::Disk(error),
-            error => Self::Broken(chain(&error)),
+            error => Self::Broken(error_chain(&error)),
         }
     }
 
@@ -132,30 +132,6 @@ pub(super) fn other(place: String, what: String) -> ModelStoreError {
 impl ModelStoreError {
     /// The message with its causes, in one line.
     pub(super) fn with_causes(&self) -> String {
-        chain(self)
+        error_chain(self)
     }
-}
-
-/// An error with its causes, in one line.
-pub(super) fn chain(error: &dyn Error) -> String {
-    let mut text = String::new();
-    for cause in causes(error) {
-        // Some errors already tell their cause.
-        if !text.contains(&cause) {
-            if !text.is_empty() {
-                text.push_str(": ");
-            }
-            text.push_str(&cause);
-        }
-    }
-    text
-}
-
-fn causes<'a>(error: &'a dyn Error) -> impl Iterator<Item = String> + 'a {
-    let mut next = Some(error);
-    std::iter::from_fn(move || {
-        let error = next?;
-        next = error.source().map(|source| source as &dyn Error);
-        Some(error.to_string())
-    })
 }

@@ -1,6 +1,7 @@
 //! What went wrong with the table, in words for people, and no more often than they want to read it.
 
-use crate::aws::{Trouble, chain, trouble_of};
+use crate::aws::{Trouble, trouble_of};
+use crate::error_chain;
 use aws_sdk_dynamodb::error::{ProvideErrorMetadata, SdkError};
 use aws_smithy_runtime_api::client::orchestrator::HttpResponse;
 use std::error::Error;
@@ -84,7 +85,7 @@ where
         let code = error.code().unwrap_or_default().to_owned();
         // The service's own sentence, where there is one; the library's chain of wrappers says less in more words.
         let text = match (code.as_str(), error.message()) {
-            ("", _) | (_, None) => chain(error),
+            ("", _) | (_, None) => error_chain(error),
             (code, Some(message)) => format!("{code}: {message}"),
         };
         let trouble = trouble_of(error);

@@ -7,7 +7,8 @@
 
 use super::explain::{Fault, fault};
 use super::listing::Object;
-use crate::aws::{AwsConfig, Trouble, chain, trouble_of};
+use crate::aws::{AwsConfig, Trouble, trouble_of};
+use crate::error_chain;
 use aws_sdk_s3::config::{ResponseChecksumValidation, StalledStreamProtectionConfig};
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
@@ -170,7 +171,7 @@ impl Client {
     where
         E: ProvideErrorMetadata + Error + 'static,
     {
-        fault(self, trouble_of(error), place, chain(error))
+        fault(self, trouble_of(error), place, error_chain(error))
     }
 }
 

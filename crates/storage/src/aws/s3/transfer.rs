@@ -12,7 +12,8 @@ use super::pace::{Next, Pace, Traffic};
 use super::part::{Due, FinishError, PartFile};
 use super::retry::Tries;
 use super::{S3Options, blocking};
-use crate::aws::{Trouble, chain};
+use crate::aws::Trouble;
+use crate::error_chain;
 use crate::{FetchProgress, ModelStoreError, Progress};
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
@@ -203,7 +204,7 @@ impl Transfer<'_> {
                     break (*at + (gathered as u64) < end)
                         .then(|| (Trouble::Unreachable, "the connection ended in the middle".to_owned()));
                 }
-                Next::Broken(error) => break Some((Trouble::Unreachable, chain(error.as_ref()))),
+                Next::Broken(error) => break Some((Trouble::Unreachable, error_chain(error.as_ref()))),
                 Next::Slow(bytes) => {
                     break Some((Trouble::TimedOut, format!("only {bytes} bytes came in {window:?}")));
                 }

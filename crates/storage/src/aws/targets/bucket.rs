@@ -3,7 +3,8 @@
 //! A set is one object, `<prefix>/<name>.safetensors`: the set's file as it was put. What is known of it without its rows
 //! is in the object's metadata, so that asking for a set and listing sets download nothing.
 
-use crate::aws::{AwsConfig, Trouble, chain, trouble_of};
+use crate::aws::{AwsConfig, Trouble, trouble_of};
+use crate::error_chain;
 use crate::targets::{SetDtype, SetInfo, SetName, TargetError};
 use aws_sdk_s3::config::ResponseChecksumValidation;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
@@ -193,7 +194,7 @@ impl Bucket {
             loop {
                 match timeout(STALL_TIMEOUT, got.body.next()).await {
                     Err(_) => return Err(broken(&place, "bytes stopped coming".to_owned())),
-                    Ok(Some(Err(error))) => return Err(broken(&place, chain(&error))),
+                    Ok(Some(Err(error))) => return Err(broken(&place, error_chain(&error))),
                     Ok(Some(Ok(piece))) => bytes.extend_from_slice(&piece),
                     Ok(None) => return Ok(()),
                 }
@@ -252,7 +253,7 @@ impl Bucket {
                                        AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                     .to_owned()
             }
-            Trouble::BadCredentials => format!("AWS does not take the credentials: {}", chain(error)),
+            Trouble::BadCredentials => format!("AWS does not take the credentials: {}", error_chain(error)),
             Trouble::Denied => {
                 "access denied: sets need s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload on \
                  the prefix, and s3:ListBucket on the bucket (without it, a set that is missing reads as denied)"
@@ -269,7 +270,7 @@ impl Bucket {
             }
             Trouble::Throttled => "S3 asks for fewer requests".to_owned(),
             Trouble::TimedOut => "no answer in time".to_owned(),
-            _ => chain(error),
+            _ => error_chain(error),
         }
     }
 }
