@@ -42,6 +42,7 @@ mod targets;
 mod testing;
 mod tiered;
 mod vector;
+mod waiting;
 
 #[cfg(feature = "aws")]
 pub use aws::{

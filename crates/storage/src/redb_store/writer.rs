@@ -4,12 +4,13 @@
 //! them in one transaction. An entry counts against the bounds until its transaction is over.
 
 use super::{Store, tables};
+use crate::waiting::Waiting;
 use crate::{CacheKey, Vector, record};
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::Instant;
@@ -17,17 +18,11 @@ use tokio::sync::oneshot;
 
 pub(super) struct Writer {
     store: Arc<Store>,
+    /// What is in the queue or being written. The channel itself has no bound; this is the bound.
     waiting: Arc<Waiting>,
     /// `None` once dropping has begun: the thread ends when the queue has no sender.
     queue: Option<Sender<Message>>,
     thread: Option<JoinHandle<()>>,
-}
-
-/// What is in the queue or being written. The channel itself has no bound; these numbers are the bound.
-#[derive(Default)]
-struct Waiting {
-    entries: AtomicUsize,
-    bytes: AtomicUsize,
 }
 
 enum Message {
@@ -51,7 +46,11 @@ impl Writer {
             let bytes = size_of_val::<[f32]>(&vector);
             let sent = record::all_finite(&vector)
                 && !self.store.retired.load(Ordering::Relaxed)
-                && self.waiting.reserve(bytes, &self.store)
+                && self.waiting.reserve(
+                    bytes,
+                    self.store.options.queue_entries_max,
+                    self.store.options.queue_bytes_max,
+                )
                 && self.queue.as_ref().is_some_and(|queue| queue.send(Message::Put(key, vector)).is_ok());
             if !sent {
                 self.store.dropped.fetch_add(1, Ordering::Relaxed);
@@ -75,25 +74,6 @@ impl Drop for Writer {
             // It cannot panic: what may is caught. Nobody is left to be told if it did.
             thread.join().ok();
         }
-    }
-}
-
-impl Waiting {
-    fn reserve(&self, bytes: usize, store: &Store) -> bool {
-        // Add first and look then: two callers at once can both be refused, but never both get the last place.
-        let entries_before = self.entries.fetch_add(1, Ordering::Relaxed);
-        let bytes_before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let fits = entries_before < store.options.queue_entries_max
-            && bytes_before.saturating_add(bytes) <= store.options.queue_bytes_max;
-        if !fits {
-            self.release(1, bytes);
-        }
-        fits
-    }
-
-    fn release(&self, entries: usize, bytes: usize) {
-        self.entries.fetch_sub(entries, Ordering::Relaxed);
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 

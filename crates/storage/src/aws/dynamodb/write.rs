@@ -15,13 +15,13 @@ use super::pace::Pace;
 use super::trouble::{Doing, Failure};
 use super::{Shared, count, epoch_s};
 use crate::aws::Trouble;
+use crate::waiting::Waiting;
 use crate::{CacheKey, Vector};
 use aws_sdk_dynamodb::types::{PutRequest, WriteRequest};
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::oneshot;
@@ -59,15 +59,9 @@ impl Default for WriteTuning {
 
 pub(super) struct Writer {
     shared: Arc<Shared>,
+    /// What is in the queue or being written. The channel itself has no bound; this is the bound.
     waiting: Arc<Waiting>,
     queue: UnboundedSender<Message>,
-}
-
-/// What is in the queue or being written. The channel itself has no bound; these numbers are the bound.
-#[derive(Default)]
-struct Waiting {
-    entries: AtomicUsize,
-    bytes: AtomicUsize,
 }
 
 enum Message {
@@ -95,8 +89,13 @@ impl Writer {
         for (key, vector) in entries {
             let entry = Entry { key, vector, revision: Arc::clone(&revision) };
             let bytes = entry.bytes();
-            let sent =
-                !shut && self.waiting.reserve(bytes, &self.shared) && self.queue.send(Message::Put(entry)).is_ok();
+            let sent = !shut
+                && self.waiting.reserve(
+                    bytes,
+                    self.shared.options.queue_entries_max,
+                    self.shared.options.queue_bytes_max,
+                )
+                && self.queue.send(Message::Put(entry)).is_ok();
             if !sent {
                 count(&self.shared.counters.dropped, 1);
             }
@@ -112,32 +111,13 @@ impl Writer {
     }
 
     pub(super) fn waiting(&self) -> u64 {
-        self.waiting.entries.load(Ordering::Relaxed) as u64
+        self.waiting.entries() as u64
     }
 }
 
 impl Entry {
     fn bytes(&self) -> usize {
         size_of_val::<[f32]>(&self.vector)
-    }
-}
-
-impl Waiting {
-    fn reserve(&self, bytes: usize, shared: &Shared) -> bool {
-        // Add first and look then: two callers at once can both be refused, but never both get the last place.
-        let entries_before = self.entries.fetch_add(1, Ordering::Relaxed);
-        let bytes_before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        let fits = entries_before < shared.options.queue_entries_max
-            && bytes_before.saturating_add(bytes) <= shared.options.queue_bytes_max;
-        if !fits {
-            self.release(1, bytes);
-        }
-        fits
-    }
-
-    fn release(&self, entries: usize, bytes: usize) {
-        self.entries.fetch_sub(entries, Ordering::Relaxed);
-        self.bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
 
