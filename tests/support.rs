@@ -93,7 +93,9 @@ impl Service {
         let started = Instant::now();
         loop {
             let answer: Value = self.get("/ready").json().expect("JSON");
-            if answer["status"] != "loading" {
+            // One may have failed while another still loads.
+            let mut models = answer["models"].as_array().into_iter().flatten();
+            if answer["status"] != "loading" && models.all(|model| model["status"] != "loading") {
                 return answer;
             }
             assert!(started.elapsed() < PATIENCE, "{answer}");

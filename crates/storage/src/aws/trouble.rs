@@ -12,6 +12,8 @@ use std::error::Error;
 pub(crate) enum Trouble {
     /// No source of credentials had any.
     NoCredentials,
+    /// A source of credentials is there, and refuses to give any: an agent that does not know the task.
+    CredentialsRefused,
     /// There are credentials, and AWS does not take them: unknown, expired, wrong secret.
     BadCredentials,
     /// The credentials do not allow it.
@@ -57,7 +59,8 @@ where
             if causes(error).any(|text| is_of_the_endpoint(&text)) {
                 Trouble::BadEndpoint
             } else if provider_failed(error) {
-                Trouble::Unreachable
+                let refused = causes(error).any(|text| is_refusal(&text));
+                if refused { Trouble::CredentialsRefused } else { Trouble::Unreachable }
             } else if causes(error).any(|text| text.contains("credential") || text.contains("identity resolver")) {
                 Trouble::NoCredentials
             } else if failure.is_timeout() {
@@ -89,6 +92,14 @@ fn provider_failed(error: &(dyn Error + 'static)) -> bool {
     std::iter::successors(Some(error), |error| (*error).source())
         .filter_map(|error| error.downcast_ref::<CredentialsError>())
         .any(|error| matches!(error, CredentialsError::ProviderError(_) | CredentialsError::ProviderTimedOut(_)))
+}
+
+/// Whether the library says that a source of credentials answered with a status that stays so: of the client's fault, and
+/// neither too late nor too often. The status is in its words only.
+fn is_refusal(text: &str) -> bool {
+    let Some((_, status)) = text.split_once("HTTP credential provider: StatusCode(") else { return false };
+    let status = status.split_once(')').and_then(|(status, _)| status.parse().ok());
+    status.is_some_and(|status: u16| (400..500).contains(&status) && !matches!(status, 408 | 429))
 }
 
 /// The region in what S3 says of a signature for another one: `the region 'us-east-1' is wrong; expecting 'eu-west-1'`.
@@ -141,6 +152,15 @@ fn of_service(code: Option<&str>, status: u16, region: Option<String>) -> Troubl
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refusals_of_an_agent_stay_and_troubles_of_it_pass() {
+        let said = |status| format!("Non-success status from HTTP credential provider: StatusCode({status})");
+        for (status, refused) in [(400, true), (403, true), (404, true), (408, false), (429, false), (500, false)] {
+            assert_eq!(is_refusal(&said(status)), refused, "{status}");
+        }
+        assert!(!is_refusal("StatusCode(403)"));
+    }
 
     #[test]
     fn what_services_say() {

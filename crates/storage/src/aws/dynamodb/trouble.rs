@@ -55,6 +55,9 @@ impl Failure {
             Trouble::NoCredentials => "give the task a role, or set AWS_PROFILE, or \
                                        AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                 .to_owned(),
+            Trouble::CredentialsRefused => "the source of credentials gives none: check the role of the task, and \
+                                            AWS_CONTAINER_CREDENTIALS_FULL_URI with its token if they are set"
+                .to_owned(),
             Trouble::BadEndpoint => "expected http://host:port, or nothing".to_owned(),
             Trouble::BadCredentials => "the credentials are not taken: renew them, and check the clock".to_owned(),
             Trouble::Throttled => {

@@ -62,6 +62,12 @@ pub(super) fn fault(client: &Client, trouble: Trouble, place: &str, words: Strin
                      AWS_PROFILE"
                 .to_owned(),
         },
+        Trouble::CredentialsRefused => ModelStoreError::Credentials {
+            place,
+            problem: format!("the source of credentials gives none ({words})"),
+            advice: "check the role of the task, and AWS_CONTAINER_CREDENTIALS_FULL_URI with its token if they are set"
+                .to_owned(),
+        },
         Trouble::BadCredentials => ModelStoreError::Credentials {
             place,
             problem: format!("AWS does not take the credentials ({words})"),

@@ -253,6 +253,7 @@ impl Bucket {
                                        AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
                     .to_owned()
             }
+            Trouble::CredentialsRefused => format!("the source of credentials gives none: {}", error_chain(error)),
             Trouble::BadCredentials => format!("AWS does not take the credentials: {}", error_chain(error)),
             Trouble::Denied => {
                 "access denied: sets need s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload on \

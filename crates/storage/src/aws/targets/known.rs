@@ -194,7 +194,11 @@ impl Known {
         let of_all = fault.trouble.is_transient()
             || matches!(
                 fault.trouble,
-                Trouble::NoCredentials | Trouble::BadCredentials | Trouble::WrongRegion(_) | Trouble::NoContainer
+                Trouble::NoCredentials
+                    | Trouble::CredentialsRefused
+                    | Trouble::BadCredentials
+                    | Trouble::WrongRegion(_)
+                    | Trouble::NoContainer
             );
         if of_all {
             // Who says that there is no bucket says so at once.
