@@ -19,6 +19,7 @@ LAYERS = {
     "nexus-storage": set(),
     "nexus-models": {"nexus-compute"},
     "nexus-engine": {"nexus-compute", "nexus-models", "nexus-storage"},
+    "nexus-emulator": {"nexus-compute", "nexus-models"},
     "nexus": {"nexus-compute", "nexus-models", "nexus-engine", "nexus-vectors", "nexus-storage"},
 }
 
@@ -32,6 +33,7 @@ BARRED = {
     "nexus-models": HTTP | NETWORK | ASYNC,
     "nexus-storage": HTTP | NETWORK,
     "nexus-engine": HTTP | NETWORK,
+    "nexus-emulator": HTTP | NETWORK | ASYNC,
 }
 
 # Where `unsafe` may stand: SIMD kernels with what hands them memory and what measures them, foreign libraries,
@@ -40,6 +42,7 @@ UNSAFE_ALLOWED = (
     "crates/compute/examples/",
     "crates/compute/src/cpu/",
     "crates/compute/src/cuda/",
+    "crates/emulator/src/",
     "crates/vectors/src/cosine/x86.rs",
     "crates/vectors/src/json/number/avx2.rs",
     "crates/models/src/files.rs",

@@ -161,7 +161,7 @@ fn activations(cpu: &Cpu, rows: usize, columns: usize) -> <Cpu as Backend>::Tens
     let table = cpu.prepare_table(&table).expect("the shape is a matrix");
     let tokens: Vec<u32> = (0u32..).take(rows).collect();
     let batch = cpu.upload(&PackedBatch::new(&[tokens]).expect("rows is positive")).expect("the batch fits memory");
-    cpu.embed(&table, &batch).expect("all tokens are in the table")
+    cpu.embed(&table, None, &batch).expect("all tokens are in the table")
 }
 
 /// The most multiply-adds that `threads` threads do together, by doing nothing else, in GFLOP/s.

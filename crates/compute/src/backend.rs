@@ -39,6 +39,17 @@ pub enum ComputeError {
     /// The device failed; it can not be expected to work again.
     #[error("device failure: {0}")]
     Device(String),
+    /// The device failed in a way that its vendor documents as fatal to the whole process: other devices may go on, and
+    /// may not.
+    #[error("device failure that may be of the whole process: {0}")]
+    Process(String),
+}
+
+impl ComputeError {
+    /// Whether the device is at fault, and can not be expected to work again.
+    pub fn is_device_failure(&self) -> bool {
+        matches!(self, Self::Device(_) | Self::Process(_))
+    }
 }
 
 /// Shape of multi-head attention. Grouped-query attention has fewer key/value heads than query heads.
@@ -145,9 +156,18 @@ pub trait Backend: Send + Sync + 'static {
     type Batch: Send;
     /// Activations on the device, `[rows, columns]`.
     type Tensor: Send;
+    /// What [`Backend::run`] remembers of a model's forward passes; a model has one, and it goes with the model.
+    type Recording: Default + Send + Sync;
 
     /// What this device is, for people: `cpu (avx512, 2 threads)`.
     fn name(&self) -> String;
+
+    /// The format in which activations are stored and multiplied: `f32`, `bf16`. Vectors computed in another are others.
+    fn numeric_format(&self) -> &'static str;
+
+    /// Numbers of tokens, at most `tokens_max` each, with which a model has to be run once before it serves, so that
+    /// whatever is chosen or allocated by size is there. Empty where nothing is.
+    fn warm_up_tokens(&self, tokens_max: usize) -> Vec<usize>;
 
     /// Bytes of memory that further weights could take on this device now; `None` where that is not known.
     fn memory_bytes_free(&self) -> Option<u64>;
@@ -171,8 +191,26 @@ pub trait Backend: Send + Sync + 'static {
     /// Brings a packed batch to the device.
     fn upload(&self, batch: &PackedBatch) -> Result<Self::Batch>;
 
-    /// Rows of `table` for the tokens of the batch: `[rows, columns]`.
-    fn embed(&self, table: &Self::Table, batch: &Self::Batch) -> Result<Self::Tensor>;
+    /// Runs `forward` on `batch` and brings what it gives to the host, as [`Backend::download`] does.
+    ///
+    /// `forward` computes one row a sequence, of sequences that do not see each other, and depends on nothing but the
+    /// batch it is given and what `recording` belongs to. So a device may give it a batch with more sequences than
+    /// `batch` has, whose rows it drops, and may replay what it recorded of a batch of the same size.
+    fn run(
+        &self,
+        recording: &Self::Recording,
+        batch: &PackedBatch,
+        forward: &dyn Fn(&Self::Batch) -> Result<Self::Tensor>,
+    ) -> Result<Vec<f32>>;
+
+    /// Rows of `table` for the tokens of the batch, each normalized if there is a norm: `[rows, columns]`, what a residual
+    /// stream begins with.
+    fn embed(
+        &self,
+        table: &Self::Table,
+        norm: Option<&Norm<Self::Vector>>,
+        batch: &Self::Batch,
+    ) -> Result<Self::Tensor>;
 
     /// `x W^T + b`: `[rows, in]` to `[rows, out]`.
     fn linear(&self, x: &Self::Tensor, weight: &Self::Linear) -> Result<Self::Tensor>;

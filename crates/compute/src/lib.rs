@@ -14,6 +14,7 @@ mod batch;
 mod check;
 pub mod conformance;
 pub mod cpu;
+pub mod cuda;
 pub mod reference;
 mod rope;
 mod tensor;

@@ -58,9 +58,18 @@ impl Backend for Reference {
     type Rope = Rope;
     type Batch = PackedBatch;
     type Tensor = Matrix;
+    type Recording = ();
 
     fn name(&self) -> String {
         "reference (scalar)".to_owned()
+    }
+
+    fn numeric_format(&self) -> &'static str {
+        "f32"
+    }
+
+    fn warm_up_tokens(&self, _: usize) -> Vec<usize> {
+        Vec::new()
     }
 
     fn memory_bytes_free(&self) -> Option<u64> {
@@ -92,10 +101,20 @@ impl Backend for Reference {
         Ok(batch.clone())
     }
 
-    fn embed(&self, table: &Matrix, batch: &PackedBatch) -> Result<Matrix> {
+    fn run(
+        &self,
+        _: &(),
+        batch: &PackedBatch,
+        forward: &dyn Fn(&Self::Batch) -> Result<Self::Tensor>,
+    ) -> Result<Vec<f32>> {
+        self.download(&forward(&self.upload(batch)?)?)
+    }
+
+    fn embed(&self, table: &Matrix, norm: Option<&Norm<Vec<f32>>>, batch: &PackedBatch) -> Result<Matrix> {
         check::tokens_in_table(batch, table.rows)?;
         let data = batch.tokens().iter().flat_map(|&id| table.row(id as usize)).copied().collect();
-        Ok(Matrix::new(batch.rows(), table.columns, data))
+        let rows = Matrix::new(batch.rows(), table.columns, data);
+        norm.map_or(Ok(rows.clone()), |norm| self.norm(&rows, norm))
     }
 
     fn linear(&self, x: &Matrix, weight: &Linear) -> Result<Matrix> {

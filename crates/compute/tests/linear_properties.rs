@@ -24,7 +24,7 @@ fn product<B: Backend>(backend: &B, rows: usize, depth: usize, columns: usize) -
     let view = |shape, bytes| TensorView::new(DType::F32, shape, bytes).unwrap();
     let weight = backend.prepare_linear(&[view(&w_shape, &w)], &[view(&b_shape, &b)]).unwrap();
     let batch = PackedBatch::new(&[(0u32..).take(rows).collect::<Vec<_>>()]).unwrap();
-    let x = backend.embed(&backend.prepare_table(&view(&x_shape, &x)).unwrap(), &backend.upload(&batch).unwrap());
+    let x = backend.embed(&backend.prepare_table(&view(&x_shape, &x)).unwrap(), None, &backend.upload(&batch).unwrap());
     backend.download(&backend.linear(&x.unwrap(), &weight).unwrap()).unwrap()
 }
 

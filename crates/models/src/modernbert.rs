@@ -131,6 +131,7 @@ pub struct ModernBert<B: Backend> {
     dense: B::Linear,
     head_norm: Norm<B::Vector>,
     classifier: B::Linear,
+    recording: B::Recording,
 }
 
 struct Layer<B: Backend> {
@@ -211,6 +212,7 @@ impl<B: Backend> ModernBert<B> {
             head_norm,
             classifier,
             config,
+            recording: B::Recording::default(),
         })
     }
 }
@@ -221,21 +223,27 @@ impl<B: Backend> PackedModel for ModernBert<B> {
     }
 
     fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ComputeError> {
+        self.backend.run(&self.recording, batch, &|batch| self.logits(batch))
+    }
+}
+
+impl<B: Backend> ModernBert<B> {
+    /// One logit a sequence.
+    fn logits(&self, batch: &B::Batch) -> Result<B::Tensor, ComputeError> {
         let (b, heads, pooling) = (&*self.backend, self.config.heads, self.config.pooling);
-        let batch = b.upload(batch)?;
-        let mut x = b.norm(&b.embed(&self.embeddings, &batch)?, &self.embedding_norm)?;
+        let mut x = b.embed(&self.embeddings, Some(&self.embedding_norm), batch)?;
         for (i, layer) in self.layers.iter().enumerate() {
             let mut qkv = match &layer.attention_norm {
                 Some(norm) => b.linear(&b.norm(&x, norm)?, &layer.qkv)?,
                 None => b.linear(&x, &layer.qkv)?,
             };
             let rope = if layer.mask == Mask::Full { &self.global_rope } else { &self.local_rope };
-            b.qk_norm_rope(&mut qkv, heads, None, rope, &batch)?;
-            let mut attended = b.attention(&qkv, heads, layer.mask, &batch)?;
+            b.qk_norm_rope(&mut qkv, heads, None, rope, batch)?;
+            let mut attended = b.attention(&qkv, heads, layer.mask, batch)?;
             // The last layer's output is read at one row a sequence: the rest of it need not be computed.
             if i + 1 == self.layers.len() && pooling != Pooling::Mean {
-                attended = b.pool(&attended, pooling, &batch)?;
-                x = b.pool(&x, pooling, &batch)?;
+                attended = b.pool(&attended, pooling, batch)?;
+                x = b.pool(&x, pooling, batch)?;
             }
             b.linear_add(&attended, &layer.attention_output, &mut x)?;
             let gate_up = b.linear(&b.norm(&x, &layer.mlp_norm)?, &layer.gate_up)?;
@@ -243,10 +251,10 @@ impl<B: Backend> PackedModel for ModernBert<B> {
         }
         let mut pooled = b.norm(&x, &self.final_norm)?;
         if pooling == Pooling::Mean {
-            pooled = b.pool(&pooled, pooling, &batch)?;
+            pooled = b.pool(&pooled, pooling, batch)?;
         }
         let mut head = b.linear(&pooled, &self.dense)?;
         b.activation(&mut head, Activation::Gelu)?;
-        b.download(&b.linear(&b.norm(&head, &self.head_norm)?, &self.classifier)?)
+        b.linear(&b.norm(&head, &self.head_norm)?, &self.classifier)
     }
 }

@@ -90,6 +90,7 @@ pub struct Qwen3<B: Backend> {
     rope: B::Rope,
     layers: Vec<Layer<B>>,
     final_norm: Norm<B::Vector>,
+    recording: B::Recording,
 }
 
 struct Layer<B: Backend> {
@@ -162,7 +163,7 @@ impl<B: Backend> Qwen3<B> {
             .prepare_rope(config.rope_theta, heads.dim, positions)
             .map_err(prepare("the rotary table".into()))?;
         weights.finish(|name| name == "lm_head.weight" || name.ends_with("rotary_emb.inv_freq"))?;
-        Ok(Self { backend, config, pooling, embeddings, rope, layers, final_norm })
+        Ok(Self { backend, config, pooling, embeddings, rope, layers, final_norm, recording: B::Recording::default() })
     }
 }
 
@@ -172,17 +173,23 @@ impl<B: Backend> PackedModel for Qwen3<B> {
     }
 
     fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ComputeError> {
+        self.backend.run(&self.recording, batch, &|batch| self.pooled(batch))
+    }
+}
+
+impl<B: Backend> Qwen3<B> {
+    /// One pooled hidden state a sequence.
+    fn pooled(&self, batch: &B::Batch) -> Result<B::Tensor, ComputeError> {
         let (b, heads) = (&*self.backend, self.config.heads);
-        let batch = b.upload(batch)?;
-        let mut x = b.embed(&self.embeddings, &batch)?;
+        let mut x = b.embed(&self.embeddings, None, batch)?;
         for (i, layer) in self.layers.iter().enumerate() {
             let mut qkv = b.linear(&b.norm(&x, &layer.attention_norm)?, &layer.qkv)?;
-            b.qk_norm_rope(&mut qkv, heads, Some((&layer.query_norm, &layer.key_norm)), &self.rope, &batch)?;
-            let mut attended = b.attention(&qkv, heads, Mask::Causal, &batch)?;
+            b.qk_norm_rope(&mut qkv, heads, Some((&layer.query_norm, &layer.key_norm)), &self.rope, batch)?;
+            let mut attended = b.attention(&qkv, heads, Mask::Causal, batch)?;
             // The last layer's output is read at one row a sequence: the rest of it need not be computed.
             if i + 1 == self.layers.len() && self.pooling != Pooling::Mean {
-                attended = b.pool(&attended, self.pooling, &batch)?;
-                x = b.pool(&x, self.pooling, &batch)?;
+                attended = b.pool(&attended, self.pooling, batch)?;
+                x = b.pool(&x, self.pooling, batch)?;
             }
             b.linear_add(&attended, &layer.output, &mut x)?;
             let gate_up = b.linear(&b.norm(&x, &layer.mlp_norm)?, &layer.gate_up)?;
@@ -190,8 +197,8 @@ impl<B: Backend> PackedModel for Qwen3<B> {
         }
         let hidden = b.norm(&x, &self.final_norm)?;
         match self.pooling {
-            Pooling::Mean => b.download(&b.pool(&hidden, Pooling::Mean, &batch)?),
-            Pooling::First | Pooling::Last => b.download(&hidden),
+            Pooling::Mean => b.pool(&hidden, Pooling::Mean, batch),
+            Pooling::First | Pooling::Last => Ok(hidden),
         }
     }
 }

@@ -67,7 +67,11 @@ fn linear(cases: &mut Vec<Case>) {
 
 fn rows(cases: &mut Vec<Case>) {
     for (dtype, columns) in [(DType::F32, 64), (DType::F16, 17), (DType::Bf16, 100)] {
-        cases.push(case(format!("embed {dtype:?} {columns}"), Check::Embed(EmbedCase { dtype, columns }), 0.0));
+        for norm in [None, Some(NormKind::Rms), Some(NormKind::Layer)] {
+            let name = format!("embed {dtype:?} {columns}{}", norm.map_or(String::new(), |kind| format!(" {kind:?}")));
+            let tolerance = if norm.is_some() { 2e-6 } else { 0.0 };
+            cases.push(case(name, Check::Embed(EmbedCase { dtype, columns, norm }), tolerance));
+        }
     }
     for kind in [NormKind::Rms, NormKind::Layer] {
         for (columns, bias) in [(1, false), (17, true), (64, false), (100, true), (384, false), (1024, true)] {

@@ -72,7 +72,7 @@ pub(super) fn place<B: Backend>(backend: &B, columns: usize, values: &[f32]) -> 
     let rows = values.len() / columns;
     let table = Stored::new(DType::F32, &[rows, columns], values);
     let table = backend.prepare_table(&table.view())?;
-    let tensor = backend.embed(&table, &backend.upload(&batch(&[rows]))?)?;
+    let tensor = backend.embed(&table, None, &backend.upload(&batch(&[rows]))?)?;
     let held = Matrix::new(rows, columns, backend.download(&tensor)?);
     Ok((tensor, held))
 }

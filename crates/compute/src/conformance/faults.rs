@@ -73,9 +73,18 @@ impl Backend for Faulty {
     type Rope = Rope;
     type Batch = PackedBatch;
     type Tensor = Matrix;
+    type Recording = ();
 
     fn name(&self) -> String {
         format!("{:?}", self.0)
+    }
+
+    fn numeric_format(&self) -> &'static str {
+        "f32"
+    }
+
+    fn warm_up_tokens(&self, _: usize) -> Vec<usize> {
+        Vec::new()
     }
 
     fn memory_bytes_free(&self) -> Option<u64> {
@@ -104,11 +113,20 @@ impl Backend for Faulty {
         Ok(batch.clone())
     }
 
-    fn embed(&self, table: &Matrix, batch: &PackedBatch) -> Result<Matrix> {
-        match Reference.embed(table, batch) {
+    fn run(
+        &self,
+        _: &(),
+        batch: &PackedBatch,
+        forward: &dyn Fn(&Self::Batch) -> Result<Self::Tensor>,
+    ) -> Result<Vec<f32>> {
+        self.download(&forward(&self.upload(batch)?)?)
+    }
+
+    fn embed(&self, table: &Matrix, norm: Option<&Norm<Vec<f32>>>, batch: &PackedBatch) -> Result<Matrix> {
+        match Reference.embed(table, norm, batch) {
             Err(_) if self.0 == Fault::TokensWrap => {
                 let tokens: Vec<u32> = batch.tokens().iter().map(|_| 0).collect();
-                Reference.embed(table, &PackedBatch::new(&[tokens]).expect("a batch has tokens"))
+                Reference.embed(table, norm, &PackedBatch::new(&[tokens]).expect("a batch has tokens"))
             }
             other => other,
         }

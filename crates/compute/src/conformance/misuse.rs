@@ -102,7 +102,9 @@ impl Misuse {
         match self {
             Self::TokenOutOfRange => {
                 let batch = PackedBatch::new(&[[6, 7]]).expect("no sequence is empty");
-                backend.embed(&backend.prepare_table(&stored(&[7, 4]).view())?, &backend.upload(&batch)?).map(drop)
+                backend
+                    .embed(&backend.prepare_table(&stored(&[7, 4]).view())?, None, &backend.upload(&batch)?)
+                    .map(drop)
             }
             Self::SequenceTooLong => rotate(3, NormKind::Rms, HEADS.dim, 2),
             Self::NoParts => linear(&[], &[]).map(drop),

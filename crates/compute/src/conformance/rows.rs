@@ -9,16 +9,21 @@ use crate::{Activation, Backend, DType, Norm, NormKind, PackedBatch, Pooling};
 pub(super) struct EmbedCase {
     pub(super) dtype: DType,
     pub(super) columns: usize,
+    pub(super) norm: Option<NormKind>,
 }
 
 impl EmbedCase {
     pub(super) fn run<B: Backend>(&self, backend: &B, relative: f64) -> Result<Report, Failure> {
         let table = Stored::random(&mut Random::new(2), self.dtype, &[50, self.columns]);
         let batch = PackedBatch::new(&[vec![3, 49, 0], vec![7], vec![3, 3]]).expect("no sequence is empty");
-        let got = backend.embed(&backend.prepare_table(&table.view())?, &backend.upload(&batch)?)?;
-        let want = Reference.embed(&Reference.prepare_table(&table.view())?, &batch)?;
+        let weight = Stored::random(&mut Random::new(11), DType::F32, &[self.columns]);
+        let norm = self.norm.map(|kind| norm_of(backend, kind, &weight, None)).transpose()?;
+        let exact_norm = self.norm.map(|kind| norm_of(&Reference, kind, &weight, None)).transpose()?;
+        let got = backend.embed(&backend.prepare_table(&table.view())?, norm.as_ref(), &backend.upload(&batch)?)?;
+        let want = Reference.embed(&Reference.prepare_table(&table.view())?, exact_norm.as_ref(), &batch)?;
         let want = Reference.download(&want)?;
-        compare(&backend.download(&got)?, &want, relative, |i| want[i])
+        let magnitude = row_magnitudes(&want, self.columns, 1.0);
+        compare(&backend.download(&got)?, &want, relative, |i| if self.norm.is_some() { magnitude(i) } else { want[i] })
     }
 }
 

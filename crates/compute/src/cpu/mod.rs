@@ -111,10 +111,19 @@ impl Backend for Cpu {
     type Rope = Rope;
     type Batch = Batch;
     type Tensor = Tensor;
+    type Recording = ();
 
     fn name(&self) -> String {
         let threads = self.pool.threads();
         format!("cpu ({}, {threads} thread{})", self.isa.name(), if threads == 1 { "" } else { "s" })
+    }
+
+    fn numeric_format(&self) -> &'static str {
+        "f32"
+    }
+
+    fn warm_up_tokens(&self, _: usize) -> Vec<usize> {
+        Vec::new()
     }
 
     fn memory_bytes_free(&self) -> Option<u64> {
@@ -156,7 +165,16 @@ impl Backend for Cpu {
         Ok(Batch { packed: batch.clone(), positions: batch.ranges().flat_map(|range| 0..range.len()).collect() })
     }
 
-    fn embed(&self, table: &Table, batch: &Batch) -> Result<Tensor> {
+    fn run(
+        &self,
+        _: &(),
+        batch: &PackedBatch,
+        forward: &dyn Fn(&Self::Batch) -> Result<Self::Tensor>,
+    ) -> Result<Vec<f32>> {
+        self.download(&forward(&self.upload(batch)?)?)
+    }
+
+    fn embed(&self, table: &Table, norm: Option<&Norm<Vec<f32>>>, batch: &Batch) -> Result<Tensor> {
         check::tokens_in_table(&batch.packed, table.rows)?;
         let mut out = self.tensor(batch.packed.rows(), table.columns);
         let rows = out.data.as_mut_slice().chunks_exact_mut(table.columns);
@@ -169,7 +187,10 @@ impl Backend for Cpu {
                 }
             }
         }
-        Ok(out)
+        match norm {
+            Some(norm) => self.norm(&out, norm),
+            None => Ok(out),
+        }
     }
 
     fn linear(&self, x: &Tensor, weight: &Linear) -> Result<Tensor> {

@@ -32,9 +32,18 @@ impl Backend for Tight {
     type Rope = Rope;
     type Batch = PackedBatch;
     type Tensor = Matrix;
+    type Recording = ();
 
     fn name(&self) -> String {
         "a small device".to_owned()
+    }
+
+    fn numeric_format(&self) -> &'static str {
+        "f32"
+    }
+
+    fn warm_up_tokens(&self, _: usize) -> Vec<usize> {
+        Vec::new()
     }
 
     fn memory_bytes_free(&self) -> Option<u64> {
@@ -61,8 +70,17 @@ impl Backend for Tight {
         Reference.upload(batch)
     }
 
-    fn embed(&self, table: &Table, batch: &PackedBatch) -> Result<Matrix> {
-        Reference.embed(&table.0, batch)
+    fn run(
+        &self,
+        _: &(),
+        batch: &PackedBatch,
+        forward: &dyn Fn(&Self::Batch) -> Result<Self::Tensor>,
+    ) -> Result<Vec<f32>> {
+        self.download(&forward(&self.upload(batch)?)?)
+    }
+
+    fn embed(&self, table: &Table, norm: Option<&Norm<Vec<f32>>>, batch: &PackedBatch) -> Result<Matrix> {
+        Reference.embed(&table.0, norm, batch)
     }
 
     fn linear(&self, x: &Matrix, weight: &Linear) -> Result<Matrix> {

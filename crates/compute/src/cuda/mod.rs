@@ -1,0 +1,14 @@
+//! NVIDIA GPUs as a [`Backend`](crate::Backend): weights and activations in bf16, everything accumulated in f32, the residual
+//! stream in f32.
+//!
+//! Nothing of CUDA is needed to build or to start: driver, compiler (NVRTC) and products (cuBLASLt) are opened at run time
+//! where they are found. Kernels are this project's own, in `kernels/`, and are compiled for the device that is found.
+//!
+//! Deliberately absent: which device a process uses, and what happens when one fails; those who own devices decide.
+
+mod device;
+mod gpu;
+pub mod kernels;
+
+pub use device::{Absent, Device, DeviceOptions, Found, find};
+pub use gpu::{Address, Arg, Format, Gpu, Launch, Product};
