@@ -63,6 +63,10 @@ impl Gpu for Device {
         String::new()
     }
 
+    fn row_buckets(&self, rows_max: usize) -> Vec<usize> {
+        vec![rows_max]
+    }
+
     fn memory_bytes_free(&self) -> Result<u64> {
         Ok(0)
     }

@@ -92,12 +92,16 @@ pub struct Product {
 /// [`ComputeError::OutOfMemory`](crate::ComputeError::OutOfMemory) where memory is missing, and after which the device works
 /// on; [`ComputeError::Device`](crate::ComputeError::Device) and [`ComputeError::Process`](crate::ComputeError::Process)
 /// where it does not. An error may be that of work that was asked for earlier.
-pub trait Gpu: Send + Sync + 'static {
+pub trait Gpu: std::fmt::Debug + Send + Sync + 'static {
     /// Work that was recorded, to be done again.
-    type Graph: Send + Sync;
+    type Graph: std::fmt::Debug + Send + Sync;
 
     /// For people: `cuda:0 (NVIDIA A10G, sm_86)`.
     fn name(&self) -> String;
+
+    /// Numbers of rows, rising, up to `rows_max` and with it as the last: after a product with each of them, nothing is left
+    /// to be chosen for products of any number of rows up to there.
+    fn row_buckets(&self, rows_max: usize) -> Vec<usize>;
 
     /// Bytes of device memory that nobody holds.
     fn memory_bytes_free(&self) -> Result<u64>;

@@ -6,9 +6,11 @@
 //!
 //! Deliberately absent: which device a process uses, and what happens when one fails; those who own devices decide.
 
+mod backend;
 mod device;
 mod gpu;
 pub mod kernels;
 
+pub use backend::{Batch, Cuda, CudaOptions, Linear, Matrix, Recording, Rope, Tensor, Vector};
 pub use device::{Absent, Device, DeviceOptions, Found, find};
 pub use gpu::{Address, Arg, Format, Gpu, Launch, Product};
