@@ -11,6 +11,40 @@ const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::Bf16];
 const ACTIVATIONS: [Activation; 2] = [Activation::Silu, Activation::Gelu];
 const POOLINGS: [Pooling; 3] = [Pooling::First, Pooling::Last, Pooling::Mean];
 
+/// Some of [`cases`], every op among them: what a device has to do right before it is let near a request. They take the
+/// reference a fraction of a second.
+pub fn start_up_cases() -> Vec<Case> {
+    let mut cases = cases();
+    cases.retain(|case| START_UP.contains(&case.name()));
+    cases
+}
+
+/// What [`start_up_cases`] takes: the shapes of published models before others.
+const START_UP: [&str; 22] = [
+    "linear 12x384x[384, 128, 128] [Bf16]",
+    "linear 12x384x[384, 128, 128] [Bf16] add",
+    "linear 70x256x[512] [Bf16]",
+    "linear 70x256x[512] [F32] bias add",
+    "linear 257x768x[264] [Bf16] add",
+    "linear 100x384x[1] [Bf16] bias",
+    "linear 97x257x[96] [Bf16]",
+    "embed Bf16 100",
+    "embed F32 64 Layer",
+    "norm Rms 384",
+    "norm Layer 1024 bias",
+    "gated Silu 384",
+    "gated Gelu 384",
+    "Gelu 384",
+    "pool First [1, 7, 700, 2]x64",
+    "pool Last [1, 7, 700, 2]x64",
+    "pool Mean [1, 7, 700, 2]x64",
+    "qk_norm_rope 6/2x128 [1, 7, 33] norms",
+    "qk_norm_rope 3/3x64 [1, 7, 33]",
+    "attention 2/1x128 [129, 300, 64, 1] Causal magnitude 1",
+    "attention 2/1x64 [129, 300, 64, 1] Full magnitude 1",
+    "attention 2/1x64 [129, 300, 64, 1] Window(64) magnitude 1",
+];
+
 /// Every case.
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -28,9 +62,9 @@ fn case(name: String, check: Check, tolerance: f32) -> Case {
 }
 
 fn linear(cases: &mut Vec<Case>) {
-    // Rows around the heights of register tiles and blocks; columns around panels; depths around the blocks, and at
+    // Columns that are multiples of 8 are what matrix instructions take. Rows around the heights of register tiles and blocks; columns around panels; depths around the blocks, and at
     // multiples of 1024, where rows that are a power of two apart contend for the same cache sets.
-    let shapes: [(usize, usize, &[usize]); 14] = [
+    let shapes: [(usize, usize, &[usize]); 17] = [
         (1, 1, &[1]),
         (1, 17, &[64]),
         (1, 1024, &[1024]),
@@ -45,6 +79,9 @@ fn linear(cases: &mut Vec<Case>) {
         (97, 257, &[96]),
         (100, 384, &[1]),
         (193, 64, &[130]),
+        (1, 512, &[256, 64, 64]),
+        (70, 256, &[512]),
+        (257, 768, &[264]),
     ];
     let mut add_case = |rows, in_columns, parts: &[usize], dtypes: &[DType], bias, add| {
         let bias_name = if bias { " bias" } else { "" };
@@ -134,6 +171,13 @@ fn attention(cases: &mut Vec<Case>) {
         add_case(heads(2, 1, 16), &[700], mask, 1.0, 2e-6);
         // Logits beyond 80, where the exponential overflows without the maximum. Their own rounding shows in the weights.
         add_case(heads(2, 1, 32), &[330, 2], mask, 12.0, 5e-5);
+    }
+    // The heads of published models, over several tiles of queries and of keys.
+    for dim in [64, 128] {
+        for mask in [Mask::Causal, Mask::Full, Mask::Window(64)] {
+            add_case(heads(2, 1, dim), &[129, 300, 64, 1], mask, 1.0, 2e-6);
+            add_case(heads(2, 1, dim), &[200, 2], mask, 12.0, 5e-5);
+        }
     }
     add_case(heads(2, 2, 32), &[1], Mask::Causal, 1.0, 2e-6);
     add_case(heads(2, 2, 32), &[33, 33, 33], Mask::Causal, 1.0, 2e-6);

@@ -20,7 +20,7 @@ mod rows;
 use crate::{Backend, ComputeError};
 use thiserror::Error;
 
-pub use cases::cases;
+pub use cases::{cases, start_up_cases};
 
 /// One thing to check.
 #[derive(Clone, Debug)]
@@ -163,6 +163,11 @@ mod tests {
         assert!(compare(&[1.0], &[f32::INFINITY], 1e9, |_| 1.0).is_err());
         assert_eq!(compare(&[1.5], &[1.0], 1.0, |_| 1.0), Ok(Report { worst: 0.5 }));
         assert!(compare(&[1.0], &[1.0, 1.0], 1.0, |_| 1.0).is_err());
+    }
+
+    #[test]
+    fn every_case_of_the_start_is_there() {
+        assert_eq!(start_up_cases().len(), 22);
     }
 
     #[test]
