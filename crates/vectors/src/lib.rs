@@ -29,5 +29,5 @@ pub use json::{BodyError, ErrorKind, Loc, character_position, parse_integer, wri
 pub use pool::spawn;
 pub use rows::{Rows, ShapeError};
 pub use sources::Sources;
-pub use topk::{Best, Scored, Threads, TopKError, kernel_name, norms, score, top_k, top_k_many};
+pub use topk::{Best, Scored, Threads, TopKError, kernel_name, norms, score, top_k, top_k_among, top_k_many};
 pub use wire::{WireError, decode_base64, encode_base64};

@@ -78,6 +78,21 @@ impl Sources {
         self.dim
     }
 
+    /// Source `i` scaled to length 1, rounded: for who compares it elsewhere.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such source.
+    pub fn unit(&self, i: usize) -> Vec<f32> {
+        self.scaled(i).iter().map(|&x| (f64::from(x) * self.inverse_norm(i)) as f32).collect()
+    }
+
+    /// Source `i` alone.
+    pub(crate) fn only(&self, i: usize) -> Self {
+        let (scaled, inverse_norms) = (self.scaled(i).to_vec(), vec![self.inverse_norm(i)]);
+        Self { dim: self.dim, scaled, inverse_norms, packed: Vec::new() }
+    }
+
     /// Source `i`, scaled to a norm in `[1, 2)`.
     pub(crate) fn scaled(&self, i: usize) -> &[f32] {
         &self.scaled[i * self.dim..][..self.dim]

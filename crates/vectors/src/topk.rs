@@ -159,6 +159,37 @@ pub fn top_k_many(
         .map(Best::into_ranked)
 }
 
+/// The best of `candidates` (positions of rows) for each source, as [`top_k_many`] would rank them among all rows: for who has
+/// found by another computation which rows may be among the best. Similarities are the same bits as those of
+/// [`top_k_many`] for one source.
+///
+/// # Errors
+///
+/// See [`TopKError`].
+///
+/// # Panics
+///
+/// When there is no list of candidates for a source, or a candidate is no row, or `norms` are not one for each row.
+pub fn top_k_among(
+    sources: &Sources,
+    rows: Rows<'_>,
+    norms: &[f64],
+    candidates: &[Vec<usize>],
+    k: usize,
+) -> Result<Vec<Vec<Scored>>, TopKError> {
+    check_norms(rows, Some(norms));
+    assert_eq!(candidates.len(), sources.len(), "candidates for each source");
+    let rank = |(source, candidates): (usize, &Vec<usize>)| {
+        let source = sources.only(source);
+        let mut best = Best::new(1, k);
+        for &row in candidates {
+            score(&source, rows.slice(row..row + 1), Some(&norms[row..=row]), row, &mut best)?;
+        }
+        Ok(best.into_ranked().pop().unwrap_or_default())
+    };
+    candidates.iter().enumerate().map(rank).collect()
+}
+
 /// Scores rows on the caller's thread: for who has them in pieces, or spreads the work in another way. What
 /// [`top_k_many`] says of similarities and `norms` holds here as well.
 ///

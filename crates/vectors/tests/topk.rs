@@ -1,6 +1,8 @@
 //! The ranking against one made in `f64`, and its edges.
 
-use nexus_vectors::{Best, Dtype, Rows, Scored, Sources, Threads, TopKError, norms, score, top_k, top_k_many};
+use nexus_vectors::{
+    Best, Dtype, Rows, Scored, Sources, Threads, TopKError, norms, score, top_k, top_k_among, top_k_many,
+};
 use proptest::prelude::*;
 
 fn reference(source: &[f32], rows: Rows<'_>) -> Vec<(usize, f64)> {
@@ -52,6 +54,14 @@ fn check_many(sources: &[f32], rows: Rows<'_>, k: usize, piece: usize) {
             assert_eq!(top_k_many(&prepared, rows, norms, k, threads).unwrap(), expected);
         }
     }
+    // Any rows may be candidates beside the best, in any order.
+    let candidates = |ranking: &Vec<Scored>| {
+        let best: Vec<usize> = ranking.iter().map(|scored| scored.index).rev().collect();
+        let others = (0..rows.len()).step_by(3).filter(|row| !best.contains(row));
+        best.iter().copied().chain(others).collect::<Vec<_>>()
+    };
+    let candidates: Vec<_> = expected.iter().map(candidates).collect();
+    assert_eq!(top_k_among(&prepared, rows, &row_norms, &candidates, k).unwrap(), expected);
     let mut best = Best::new(prepared.len(), k);
     // Last piece first: the order does not matter.
     for first in (0..rows.len()).step_by(piece).collect::<Vec<_>>().into_iter().rev() {
