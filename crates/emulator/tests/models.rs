@@ -1,7 +1,7 @@
 //! Both model families through the CUDA backend on the emulator: the golden vectors of `transformers`, recordings, memory.
 
 use nexus_compute::cuda::{Cuda, CudaOptions};
-use nexus_compute::{Backend, ComputeError, PackedBatch, Pooling};
+use nexus_compute::{PackedBatch, Pooling};
 use nexus_emulator::Emulated;
 use nexus_models::{
     ModelFiles, PackedModel, Weights,

@@ -1,11 +1,11 @@
 //! The kernels, by name: sources that include nothing, so that they compile where CUDA's headers are not.
 //!
-//! Each `.cu` file under `kernels/` is compiled with `prelude.cuh` in front of it. bf16 is carried as `unsigned short`.
+//! Each `.cu` file under `kernels/` is compiled with `prelude.cuh` and `common.cuh` in front of it. bf16 is carried as `unsigned short`.
 //! Accumulation is in f32 everywhere. A kernel's signature is documented where it is defined; [`Launch`](super::Launch)
 //! passes its arguments in that order.
 
-/// What stands in front of every source: types, bf16 conversion, and the PTX instructions as functions.
-pub const PRELUDE: &str = include_str!("kernels/prelude.cuh");
+/// What stands in front of every source: types, bf16 and the PTX instructions as functions; then what kernels share.
+pub const PRELUDE: &str = concat!(include_str!("kernels/prelude.cuh"), "\n", include_str!("kernels/common.cuh"));
 
 /// A `.cu` file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,9 +134,7 @@ kernels! {
         ToBf16 = "to_bf16", 256 threads, 0;
         /// `(x bf16, y f32, count)`; grid `ceil(count / 256)`.
         ToF32 = "to_f32", 256 threads, 0;
-        /// `y += bias` in every row: `(y bf16, bias f32, columns)`; grid `[rows, ceil(columns / 256)]`.
-        AddBiasBf16 = "add_bias_bf16", 256 threads, 0;
-        /// The same of f32.
-        AddBiasF32 = "add_bias_f32", 256 threads, 0;
+        /// `y += bias` in every row: `(y f32, bias f32, columns)`; grid `[rows, ceil(columns / 256)]`.
+        AddBias = "add_bias", 256 threads, 0;
     }
 }

@@ -118,6 +118,15 @@ impl<G: Gpu> Cuda<G> {
         check::columns_match(OP, x.columns, *in_columns)?;
         check::columns_match(OP, y.columns, *out_columns)?;
         check::ensure(x.rows == y.rows, OP, || format!("{} rows into {}", x.rows, y.rows))?;
+        if weight.bias.is_some() && y.format == Format::Bf16 {
+            // Rounded once, after the bias.
+            let wide = self.tensor(y.rows, y.columns, Format::F32)?;
+            if accumulate {
+                self.elementwise(Kernel::ToF32, y, Some(&wide), None)?;
+            }
+            self.product(x, weight, &wide, accumulate)?;
+            return self.elementwise(Kernel::ToBf16, &wide, Some(y), None);
+        }
         let rounded = (x.format == Format::F32).then(|| self.rounded(x)).transpose()?;
         let (x, rows) = (rounded.as_ref().unwrap_or(x), x.rows);
         let (w, sizes) = (Arg::Address(memory.address()), [rows, *in_columns, *out_columns].map(int));
@@ -144,12 +153,8 @@ impl<G: Gpu> Cuda<G> {
             self.launch(kernel, [out_columns.div_ceil(16), rows.div_ceil(16)], &args)?;
         }
         let Some(bias) = &weight.bias else { return Ok(()) };
-        let kernel = match y.format {
-            Format::Bf16 => Kernel::AddBiasBf16,
-            Format::F32 => Kernel::AddBiasF32,
-        };
-        let args = [y.address(), vector(bias), int(y.columns)];
-        self.launch(kernel, [rows, out_columns.div_ceil(kernel.threads() as usize)], &args)
+        let blocks = out_columns.div_ceil(Kernel::AddBias.threads() as usize);
+        self.launch(Kernel::AddBias, [rows, blocks], &[y.address(), vector(bias), int(y.columns)])
     }
 }
 
