@@ -67,8 +67,27 @@ class Block {
     void tell(const void* message, size_t bytes) {
         Thread& thread = own();
         thread.parity ^= 1;
-        std::memcpy(warps_[running_ / lanes].messages[thread.parity][running_ % lanes], message, bytes);
+        Warp& warp = warps_[running_ / lanes];
+        std::memcpy(warp.messages[thread.parity][running_ % lanes], message, bytes);
+        warp.summed[thread.parity] = false;
         wait(State::at_exchange);
+    }
+
+    // The sum of the floats that the lanes told, added as a butterfly of shuffles adds them.
+    float told_sum() {
+        Warp& warp = warps_[running_ / lanes];
+        const unsigned parity = own().parity;
+        float* sums = warp.sums[parity];
+        if (!warp.summed[parity]) {
+            for (unsigned lane = 0; lane < lanes; lane++) sums[lane] = told<float>(lane);
+            for (unsigned distance = lanes / 2; distance > 0; distance /= 2) {
+                float next[lanes];
+                for (unsigned lane = 0; lane < lanes; lane++) next[lane] = sums[lane] + sums[lane ^ distance];
+                std::memcpy(sums, next, sizeof next);
+            }
+            warp.summed[parity] = true;
+        }
+        return sums[running_ % lanes];
     }
 
     template <class T>
@@ -146,6 +165,8 @@ class Block {
     struct Warp {
         // Two, so that who goes on does not write over what others still read.
         alignas(16) char messages[2][lanes][message_bytes];
+        float sums[2][lanes];
+        bool summed[2];
     };
 
     Thread& own() { return *threads_[running_]; }

@@ -83,18 +83,9 @@ inline T __shfl_xor_sync(u32, T x, int lanes) {
     return Block::current()->told<T>(lane_of_thread() ^ (u32)lanes);
 }
 
-// One exchange, added in the order of the shuffles.
 inline float warp_sum(float x) {
-    Block* block = Block::current();
-    block->tell(&x, sizeof x);
-    float sums[32];
-    for (u32 lane = 0; lane < 32; lane++) sums[lane] = block->told<float>(lane);
-    for (u32 lanes = 16; lanes > 0; lanes /= 2) {
-        float next[32];
-        for (u32 lane = 0; lane < 32; lane++) next[lane] = sums[lane] + sums[lane ^ lanes];
-        std::memcpy(sums, next, sizeof sums);
-    }
-    return sums[lane_of_thread()];
+    Block::current()->tell(&x, sizeof x);
+    return Block::current()->told_sum();
 }
 
 inline float quad_sum(float x) {

@@ -60,25 +60,35 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
 
+/// `logit_error_max` is relative to the largest logit of the case: up to 50, where bf16 has steps of a quarter.
 fn check(case: &str, cosine_min: f64, logit_error_max: f32) {
     let golden = golden(case);
     let longest = golden.sequences.iter().map(Vec::len).max().unwrap();
+    let largest = golden.logits.iter().fold(0.0f32, |largest, logit| largest.max(logit.abs()));
     let model = load(&gpu(256), case, longest);
     let (mut worst_cosine, mut worst_logit) = (1.0f64, 0.0f32);
-    // Twice, for what is replayed.
-    for batch in golden.batches.iter().chain(&golden.batches) {
+    for batch in &golden.batches {
         let sequences: Vec<&Vec<u32>> = batch.iter().map(|&i| &golden.sequences[i]).collect();
-        let rows = forward(&*model, &sequences);
-        assert_eq!(rows.len(), batch.len());
-        for (row, &i) in rows.iter().zip(batch) {
-            match golden.vectors.get(i) {
-                Some(vector) => worst_cosine = worst_cosine.min(cosine(row, vector)),
-                None => worst_logit = worst_logit.max((row[0] - golden.logits[i]).abs()),
+        let tokens: usize = sequences.iter().map(|sequence| sequence.len()).sum();
+        if tokens > 330 {
+            // Minutes, on the emulator; longer sequences and larger batches are among the conformance cases.
+            continue;
+        }
+        // Recorded the second time, and replayed the third.
+        for _ in 0..if tokens <= 128 { 3 } else { 1 } {
+            let rows = forward(&*model, &sequences);
+            assert_eq!(rows.len(), batch.len());
+            for (row, &i) in rows.iter().zip(batch) {
+                match golden.vectors.get(i) {
+                    Some(vector) => worst_cosine = worst_cosine.min(cosine(row, vector)),
+                    None => worst_logit = worst_logit.max((row[0] - golden.logits[i]).abs() / largest),
+                }
             }
         }
     }
-    println!("{case}: cosine {worst_cosine}, logit error {worst_logit}");
-    assert!(worst_cosine >= cosine_min && worst_logit <= logit_error_max, "{worst_cosine} {worst_logit}");
+    println!("{case}: cosine {worst_cosine}, logit error {worst_logit} of {largest}");
+    assert!(worst_cosine >= cosine_min, "{case}: cosine {worst_cosine}");
+    assert!(worst_logit <= logit_error_max, "{case}: {worst_logit} of the largest logit");
 }
 
 #[test]
@@ -91,6 +101,6 @@ fn embedders_agree_with_transformers() {
 #[test]
 fn rerankers_agree_with_transformers() {
     for case in ["modernbert-cls-w16-f32", "modernbert-cls-w128-f32", "modernbert-mean-bf16", "modernbert-biases-f32"] {
-        check(case, 1.0, 0.5);
+        check(case, 1.0, 0.02);
     }
 }
