@@ -10,5 +10,5 @@ mod device;
 mod gpu;
 pub mod kernels;
 
-pub use device::{Absent, Device, DeviceOptions, Found, find};
+pub use device::{Absent, Compiled, Compiler, Device, DeviceOptions, Found, Graph, Usage, find, row_buckets};
 pub use gpu::{Address, Arg, Format, Gpu, Launch, Product};
