@@ -190,9 +190,19 @@ impl Gpu for Device {
     }
 
     fn read(&self, from: Address, bytes: &mut [u8]) -> Result<()> {
-        let _turn = self.turn_outside("read")?;
-        self.context.enter()?;
-        lock(&self.reader).read(&self.stream, from.0, bytes)
+        // Told before the reader is waited for: who holds it may be waiting for the end of this thread's recording.
+        drop(self.turn_outside("read")?);
+        let mut reader = lock(&self.reader);
+        for (index, chunk) in bytes.chunks_mut(transfer::READ_BYTES).enumerate() {
+            let from = from.offset(index * transfer::READ_BYTES);
+            let turn = self.turn_outside("read")?;
+            self.context.enter()?;
+            reader.begin(&self.stream, from.0, chunk.len())?;
+            // Others may ask for work while this is waited for.
+            drop(turn);
+            reader.finish(chunk)?;
+        }
+        Ok(())
     }
 
     fn launch(&self, launch: &Launch<'_>) -> Result<()> {

@@ -49,9 +49,11 @@ pub enum Absent {
     },
     /// A call failed.
     #[error(
-        "{call} of the NVIDIA driver failed: {code}: see nvidia-smi; where it fails too, restart the machine or its driver"
+        "{call} of {library} failed: {code}: see nvidia-smi; where it fails too, restart the machine or its driver"
     )]
     Call {
+        /// The library's file name.
+        library: String,
         /// The function.
         call: &'static str,
         /// Its code, by name and number.
@@ -158,7 +160,11 @@ pub(super) fn nvrtc(driver_major: Option<u32>) -> Result<(&'static Nvrtc, (u32, 
     // SAFETY: writes two ints.
     let status = unsafe { (nvrtc.nvrtcVersion)(&mut major, &mut minor) };
     if status != 0 {
-        return Err(Absent::Call { call: "nvrtcVersion", code: format!("NVRTC error {status}") });
+        return Err(Absent::Call {
+            library: nvrtc.library.clone(),
+            call: "nvrtcVersion",
+            code: format!("NVRTC error {status}"),
+        });
     }
     let version = (u32::try_from(major).unwrap_or(0), u32::try_from(minor).unwrap_or(0));
     fits(driver_major, version.0, &format!("{} (NVRTC {major}.{minor})", nvrtc.library))?;
@@ -218,7 +224,7 @@ pub(super) fn describe(driver: &Driver, ordinal: usize) -> Result<Found, Absent>
 fn check(driver: &Driver, call: &'static str, status: u32) -> Result<(), Absent> {
     match status {
         0 => Ok(()),
-        status => Err(Absent::Call { call, code: code_name(driver, status) }),
+        status => Err(Absent::Call { library: driver.library.clone(), call, code: code_name(driver, status) }),
     }
 }
 

@@ -17,7 +17,7 @@ const SLOT_BYTES: usize = 256 << 10;
 const SLOTS: usize = 32;
 
 /// Bytes of the buffer for results.
-const READ_BYTES: usize = 4 << 20;
+pub(super) const READ_BYTES: usize = 4 << 20;
 
 /// A page-locked buffer, and the point after the last copy from it.
 struct Buffer {
@@ -103,16 +103,19 @@ impl Reader {
         Ok(Self { memory: Pinned::new(context, READ_BYTES)?, done: Event::new(context)? })
     }
 
-    /// Copies after all work that `stream` was asked for, and waits for it.
-    pub(super) fn read(&mut self, stream: &Stream, from: u64, bytes: &mut [u8]) -> Result<()> {
-        for (index, chunk) in bytes.chunks_mut(READ_BYTES).enumerate() {
-            let from = from + (index * READ_BYTES) as u64;
-            // SAFETY: page-locked, waited for below before it is used again, and the caller's address has the bytes.
-            unsafe { stream.copy_to_host(self.memory.pointer(), from, chunk.len())? };
-            self.done.record(stream)?;
-            self.done.synchronize()?;
-            chunk.copy_from_slice(&self.memory.slice()[..chunk.len()]);
-        }
+    /// Asks for a copy of at most [`READ_BYTES`], after all work that `stream` was asked for.
+    pub(super) fn begin(&mut self, stream: &Stream, from: u64, bytes: usize) -> Result<()> {
+        assert!(bytes <= READ_BYTES);
+        // SAFETY: page-locked and long enough, waited for by `finish` or the next copy in this order of work, and the
+        // caller's address has the bytes.
+        unsafe { stream.copy_to_host(self.memory.pointer(), from, bytes)? };
+        self.done.record(stream)
+    }
+
+    /// Waits for what was begun.
+    pub(super) fn finish(&mut self, bytes: &mut [u8]) -> Result<()> {
+        self.done.synchronize()?;
+        bytes.copy_from_slice(&self.memory.slice()[..bytes.len()]);
         Ok(())
     }
 }
