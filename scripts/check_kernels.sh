@@ -16,8 +16,8 @@ nvrtc() {
     local folder="$target/nvrtc/$version"
     if [ ! -e "$folder/installed" ]; then
         rm -rf "$folder"
-        # Only files are unpacked, and none is run: what the wheel is built for does not matter to this Python.
-        python3 -m pip install --quiet --no-deps --disable-pip-version-check --target "$folder" "$package==$version" >&2 ||
+        python3 -m venv "$folder" >&2
+        "$folder/bin/pip" install --quiet --no-deps --disable-pip-version-check "$package==$version" >&2 ||
             fail "$package $version can not be installed from PyPI"
         touch "$folder/installed"
     fi
@@ -27,6 +27,8 @@ nvrtc() {
     dirname "$library"
 }
 
+python3 -c 'import ensurepip, venv' 2>/dev/null || apt_install python3-venv ||
+    fail "Python's venv is missing: apt-get install python3-venv"
 cargo build --quiet --locked --package nexus-compute --example kernels
 for toolkit in "nvidia-cuda-nvrtc 13.0.88" "nvidia-cuda-nvrtc-cu12 12.8.93"; do
     read -r package version <<<"$toolkit"
