@@ -49,8 +49,8 @@ fn check(args: Vec<String>) -> Result<usize, String> {
             "{:<18} {:<22} {:>9} {:>12} {:>11} {:>11}",
             "file", "kernel", "registers", "shared bytes", "stack bytes", "spill bytes"
         );
-        for source in &sources {
-            let compiled = match compiler.compile(*source, capability) {
+        for (source, compiled) in sources.iter().zip(compiler.compile_all(&sources, capability)) {
+            let compiled = match compiled {
                 Ok(compiled) => compiled,
                 Err(what) => {
                     println!("FAILED: {what}");

@@ -6,7 +6,7 @@
 
 use nexus_compute::ComputeError;
 use nexus_compute::cuda::kernels::Kernel;
-use nexus_compute::cuda::{Absent, Address, Arg, Device, DeviceOptions, Format, Gpu, Launch, Product, find};
+use nexus_compute::cuda::{Address, Arg, Device, DeviceOptions, Format, Gpu, Launch, Product, find};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -125,6 +125,7 @@ fn a_driver_that_lacks_a_function_is_told_by_its_name() {
 
 #[test]
 fn a_driver_that_fails_is_told_by_call_and_code() {
+    let stubs = Stubs::new("failing-driver").driver(&[]);
     for (case, fail, expected) in [
         ("init", "cuInit 999", "cuInit of libcuda.so.1 failed: CUDA_ERROR_UNKNOWN (999)"),
         // A code that no version of the bindings knows, and whose name the driver does not know.
@@ -135,7 +136,7 @@ fn a_driver_that_fails_is_told_by_call_and_code() {
         ("all", "all 34", "cuInit of libcuda.so.1 failed: error 34"),
         ("no-device", "cuInit 100", "shows no GPU"),
     ] {
-        let probe = Stubs::new(case).driver(&[]).fail(fail).probe();
+        let probe = Stubs { folder: stubs.folder.clone() }.fail(fail).probe();
         assert!(probe.contains(expected), "{case}: {probe}");
         assert!(probe.ends_with("ordinary: false"), "{case}: {probe}");
     }
@@ -356,6 +357,13 @@ fn child_device() {
     });
     assert_eq!(read(device, x, 8), bf16(&[3.0; 4]));
 
+    // A second device of the same kind takes what was chosen by the first.
+    let second = Device::open(0, &options).unwrap();
+    assert_eq!(second.notes(), Vec::<String>::new());
+    let again = sample(&second, 120, Format::F32, false);
+    second.multiply(&again.product).unwrap();
+    assert_eq!(again.y(&second), again.expected);
+
     // Codes are told apart, with the kernel and the device.
     fail("cuLaunchKernel 700");
     let error = device.launch(&widen).unwrap_err();
@@ -418,7 +426,7 @@ fn a_device_does_what_is_asked_in_order_and_gives_everything_back() {
 
     // Each source is compiled once for this GPU, and loaded.
     assert_eq!(count("compile norm.cu sm_86"), 1);
-    assert_eq!(count("+module CUBIN norm.cu sm_86"), 1);
+    assert_eq!(count("+module CUBIN norm.cu sm_86"), 2, "by two devices");
     assert!(lines.contains(&"allow attention_causal_128 81920"), "{log}");
     assert!(!log.contains("allow to_f32"));
     assert!(lines.contains(&"launch norm_f32 (3 2 1) (256 1 1) 0"), "{log}");
@@ -433,7 +441,8 @@ fn a_device_does_what_is_asked_in_order_and_gives_everything_back() {
     // that adds in place is never run.
     assert!(!log.contains(" by 1\n"));
     assert_eq!(count("multiply 120x8x16 by 2"), 4 * 4);
-    assert_eq!(count("multiply 120x8x16 by 3"), 4 * 4 + 4);
+    assert_eq!(count("multiply 120x8x16 by 3"), 4 * 4 + 4 + 1);
+    assert_eq!(count("propose 120"), 4);
     assert_eq!(count("multiply 100x8x16 by 2"), 1);
     // While recording, the first that is not refused; it stays.
     assert_eq!(count("record 20x8x16 by 2"), 1);
@@ -480,6 +489,7 @@ fn kernels_are_compiled_once_and_again_where_the_cache_is_of_no_use() {
 
 #[test]
 fn a_device_that_can_not_be_opened_says_why_and_gives_everything_back() {
+    let stubs = Stubs::all("failing");
     for (fail, expected) in [
         ("cuDevicePrimaryCtxRetain 2", "OutOfMemory"),
         ("nvrtcCompileProgram 6", "NVRTC_ERROR_COMPILATION (6)\\nembed.cu(7): error"),
@@ -493,16 +503,9 @@ fn a_device_that_can_not_be_opened_says_why_and_gives_everything_back() {
         ("cublasLtCreate 3", "OutOfMemory"),
         ("cublasLtMatmulPreferenceCreate 14", "cublasLtMatmulPreferenceCreate"),
     ] {
-        let stubs = Stubs::all("failing").fail(fail);
+        let stubs = Stubs { folder: stubs.folder.clone() }.fail(fail);
         let (error, log) = stubs.run("child_open");
         assert!(error.contains(expected), "{fail}: {error}");
         assert!(balance(&log).values().all(|count| *count == 0), "{fail}: {:?}", balance(&log));
     }
-}
-
-/// The public names, so that a caller can tell the cases apart.
-#[test]
-fn a_machine_without_a_driver_is_told_from_one_with_a_driver_that_is_of_no_use() {
-    assert!(Absent::NoDriver.is_ordinary());
-    assert!(!Absent::NoDevice.is_ordinary());
 }

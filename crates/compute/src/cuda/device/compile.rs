@@ -90,6 +90,18 @@ impl Compiler {
         })
     }
 
+    /// Compiles several sources, each on a thread of its own.
+    pub fn compile_all(&self, sources: &[Source], capability: (u32, u32)) -> Vec<Result<Compiled, String>> {
+        std::thread::scope(|scope| {
+            let threads: Vec<_> =
+                sources.iter().map(|source| scope.spawn(|| self.compile(*source, capability))).collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, Result<Compiled, String>>| {
+                thread.join().unwrap_or_else(|_| Err("a thread that compiled kernels panicked".into()))
+            };
+            threads.into_iter().map(join).collect()
+        })
+    }
+
     fn program(&self, text: &CStr, name: &CStr, options: &[*const c_char]) -> Result<(Vec<u8>, String), String> {
         let nvrtc = self.nvrtc;
         let mut program = Program { nvrtc, raw: null_mut() };

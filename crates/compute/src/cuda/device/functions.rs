@@ -19,6 +19,9 @@ const SHARED_BYTES_PLAIN: u32 = 48 << 10;
 /// Machine code by file name and key.
 type Images = HashMap<(&'static str, String), Arc<Vec<u8>>>;
 
+/// A file name and its machine code.
+type Image = (&'static str, Arc<Vec<u8>>);
+
 /// Loaded modules and the functions in them.
 pub(super) struct Functions {
     context: Arc<Context>,
@@ -106,12 +109,7 @@ impl Drop for Functions {
 
 /// Machine code of every source for this device. Devices of one process that are opened at once wait for each other: the
 /// first compiles, the others take what it compiled.
-fn images(
-    context: &Context,
-    compiler: Compiler,
-    folder: Option<&Path>,
-    notes: &mut Vec<String>,
-) -> Result<Vec<(&'static str, Arc<Vec<u8>>)>> {
+fn images(context: &Context, compiler: Compiler, folder: Option<&Path>, notes: &mut Vec<String>) -> Result<Vec<Image>> {
     static IMAGES: Mutex<Option<Images>> = Mutex::new(None);
     let mut guard = IMAGES.lock().unwrap_or_else(PoisonError::into_inner);
     let images = guard.get_or_insert_default();
@@ -131,14 +129,8 @@ fn images(
     }
     if !missing.is_empty() {
         let started = std::time::Instant::now();
-        let compiled = std::thread::scope(|scope| {
-            let threads: Vec<_> =
-                missing.iter().map(|(source, _)| scope.spawn(|| compiler.compile(*source, capability))).collect();
-            let results = threads
-                .into_iter()
-                .map(|thread| thread.join().unwrap_or_else(|_| Err("a thread that compiled kernels panicked".into())));
-            results.collect::<Result<Vec<_>, _>>()
-        });
+        let wanted: Vec<Source> = missing.iter().map(|(source, _)| *source).collect();
+        let compiled = compiler.compile_all(&wanted, capability).into_iter().collect::<Result<Vec<_>, _>>();
         let compiled = compiled.map_err(|what| ComputeError::Device(format!("{}: {what}", context.label)))?;
         let seconds = started.elapsed().as_secs_f32();
         notes.push(format!("{}: {} sources of kernels compiled in {seconds:.1} s", context.label, compiled.len()));

@@ -153,8 +153,8 @@ pub fn find() -> Result<Vec<Found>, Absent> {
 
 /// The compiler, and its version; not newer than the driver, if there is one.
 pub(super) fn nvrtc(driver_major: Option<u32>) -> Result<(&'static Nvrtc, (u32, u32)), Absent> {
-    const ADVICE: &str = "install NVRTC of CUDA 12.8 or 13 (Debian: cuda-nvrtc-13-0; PyPI: nvidia-cuda-nvrtc) and have its \
-                          folder in LD_LIBRARY_PATH";
+    const ADVICE: &str = "install NVRTC of the CUDA that the driver runs (nvidia-smi tells it), 12.8 or newer (PyPI: \
+                          nvidia-cuda-nvrtc-cu12 or nvidia-cuda-nvrtc), and have its folder in LD_LIBRARY_PATH";
     let nvrtc = library::nvrtc(driver_major).map_err(|missing| Absent::of(missing, "NVRTC", ADVICE))?;
     let (mut major, mut minor) = (0, 0);
     // SAFETY: writes two ints.
@@ -173,8 +173,8 @@ pub(super) fn nvrtc(driver_major: Option<u32>) -> Result<(&'static Nvrtc, (u32, 
 
 /// Matrix products, not newer than the driver.
 pub(super) fn cublaslt(driver_major: u32) -> Result<&'static library::CublasLt, Absent> {
-    const ADVICE: &str = "install cuBLAS of CUDA 12.8 or 13 (Debian: libcublas-13-0; PyPI: nvidia-cublas) and have its folder \
-                          in LD_LIBRARY_PATH";
+    const ADVICE: &str = "install cuBLAS of the CUDA that the driver runs (nvidia-smi tells it), 12.8 or newer (PyPI: \
+                          nvidia-cublas-cu12 or nvidia-cublas), and have its folder in LD_LIBRARY_PATH";
     let lt = library::cublaslt(driver_major).map_err(|missing| Absent::of(missing, "cuBLASLt", ADVICE))?;
     // SAFETY: the call has no preconditions. 12.8.5 is 120805.
     let version = unsafe { (lt.cublasLtGetVersion)() };

@@ -3,8 +3,8 @@
 //! cuBLASLt thinks in columns: a row-major `[rows, columns]` is to it a column-major `[columns, rows]`. So `y = x W^T` is
 //! computed as `y^T = W x^T` with the weight (to it `[in, out]`) transposed, and nothing is moved.
 //!
-//! A plan holds for a range of rows, told by [`bucket`], and for the life of the process: a batch that is computed again
-//! gives the same bits. An algorithm that splits the sum is only taken if its parts are added in f32 and in a fixed order
+//! A plan holds for a range of rows, told by [`bucket`], for the life of the process and on all its GPUs of one kind: a batch
+//! that is computed again gives the same bits, on whichever of them. An algorithm that splits the sum is only taken if its parts are added in f32 and in a fixed order
 //! (reduction scheme `COMPUTE_TYPE`).
 //!
 //! Deliberately absent: who may call when. The device lets one in at a time.
@@ -18,7 +18,7 @@ use cudarc::cublaslt::sys;
 use std::collections::HashMap;
 use std::ffi::c_void;
 use std::ptr::{from_ref, null_mut};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// Algorithms asked for, and timed.
 const ALGORITHMS: usize = 8;
@@ -74,6 +74,12 @@ struct Key {
     format: Format,
     accumulate: bool,
 }
+
+/// A kind of GPU: its name, and the bytes of its memory, which tell a part of one from a whole.
+type Kind = (String, u64);
+
+/// What was chosen in this process.
+static CHOSEN: Mutex<Option<HashMap<(Kind, Key), sys::cublasLtMatmulAlgo_t>>> = Mutex::new(None);
 
 /// Products of one device.
 pub(super) struct Products {
@@ -223,20 +229,39 @@ impl Products {
         stream: &Stream,
         recording: bool,
     ) -> Result<sys::cublasLtMatmulAlgo_t> {
-        let proposed = self.propose(product, layouts)?;
-        let mut best = proposed[0];
-        if !recording && proposed.len() > 1 {
-            match self.fastest(product, layouts, &proposed, stream) {
-                Ok(fastest) => best = fastest,
-                // Timing wants memory for what it computes; without it, the first that was proposed has to do.
-                Err(ComputeError::OutOfMemory(what)) => {
-                    self.notes.push(format!("{} was not timed: {what}", describe(product)));
-                }
-                Err(error) => return Err(error),
+        let kind = (self.context.found.name.clone(), self.context.found.memory_bytes);
+        let known = chosen(|chosen| chosen.get(&(kind.clone(), key)).copied());
+        let best = match known {
+            Some(algorithm) => algorithm,
+            None => {
+                let best = self.choose(product, layouts, stream, recording)?;
+                // Where another device was faster, that one's choice is everyone's.
+                chosen(|chosen| *chosen.entry((kind, key)).or_insert(best))
             }
-        }
+        };
         self.plans.insert(key, best);
         Ok(best)
+    }
+
+    fn choose(
+        &mut self,
+        product: &Product,
+        layouts: Layouts,
+        stream: &Stream,
+        recording: bool,
+    ) -> Result<sys::cublasLtMatmulAlgo_t> {
+        let proposed = self.propose(product, layouts)?;
+        if recording || proposed.len() == 1 {
+            return Ok(proposed[0]);
+        }
+        match self.fastest(product, layouts, &proposed, stream) {
+            // Timing wants memory for what it computes; without it, the first that was proposed has to do.
+            Err(ComputeError::OutOfMemory(what)) => {
+                self.notes.push(format!("{} was not timed: {what}", describe(product)));
+                Ok(proposed[0])
+            }
+            result => result,
+        }
     }
 
     /// The algorithms that cuBLASLt proposes, best first by its own estimate; at least one.
@@ -425,17 +450,22 @@ impl Drop for Products {
     }
 }
 
+/// Looks at what was chosen in this process.
+fn chosen<T>(look: impl FnOnce(&mut HashMap<(Kind, Key), sys::cublasLtMatmulAlgo_t>) -> T) -> T {
+    look(CHOSEN.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default())
+}
+
 fn validate(product: &Product) -> Result<()> {
     let shape =
         |detail: &str| Err(ComputeError::Shape { op: "multiply", detail: format!("{detail}: {}", describe(product)) });
     if product.rows == 0 || product.in_columns == 0 || product.out_columns == 0 {
         return shape("nothing to compute");
     }
-    if product.in_columns % 8 != 0 || product.out_columns % 8 != 0 {
+    if !product.in_columns.is_multiple_of(8) || !product.out_columns.is_multiple_of(8) {
         return shape("columns that are not a multiple of 8");
     }
     let addresses = [product.x, product.weight, product.y];
-    if addresses.iter().any(|address| address.0 == 0 || address.0 % u64::from(ALIGNMENT_BYTES) != 0) {
+    if addresses.iter().any(|address| address.0 == 0 || !address.0.is_multiple_of(u64::from(ALIGNMENT_BYTES))) {
         return shape("an address that is null or not aligned to 16 bytes");
     }
     Ok(())
