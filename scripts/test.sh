@@ -99,6 +99,9 @@ section "Fuzz targets compile"
 need_command c++ "" g++
 cargo check --quiet --locked --manifest-path fuzz/Cargo.toml --target-dir "$target/fuzz-check"
 
+section "GPU kernels compile"
+scripts/check_kernels.sh
+
 section "Documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
 

@@ -12,5 +12,5 @@ mod gpu;
 pub mod kernels;
 
 pub use backend::{Batch, Cuda, CudaOptions, Linear, Matrix, Recording, Rope, Tensor, Vector};
-pub use device::{Absent, Device, DeviceOptions, Found, find};
+pub use device::{Absent, Compiled, Compiler, Device, DeviceOptions, Found, Graph, Usage, find, row_buckets};
 pub use gpu::{Address, Arg, Format, Gpu, Launch, Product};

@@ -6,7 +6,7 @@ typedef unsigned int u32;
 typedef unsigned long long u64;
 
 #define INLINE __device__ __forceinline__
-#define KERNEL(name, threads, ...) extern "C" __global__ void __launch_bounds__(threads) name(__VA_ARGS__)
+#define KERNEL(name, threads, ...) extern "C" __global__ void __launch_bounds__(threads, 1) name(__VA_ARGS__)
 #define DYNAMIC_SHARED(type, name) extern __shared__ __align__(128) type name[]
 #define SHARED(type, name, count) __shared__ type name[count]
 #define UNROLL _Pragma("unroll")
