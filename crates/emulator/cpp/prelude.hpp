@@ -63,6 +63,14 @@ inline u32 __float_as_uint(float x) {
     return u;
 }
 
+inline u32 float_bits(float x) { return __float_as_uint(x); }
+
+inline u32 atomic_add(u32* to, u32 x) {
+    const u32 before = *to;
+    *to += x;
+    return before;
+}
+
 inline float bf16_to_f32(u16 x) { return __uint_as_float((u32)x << 16); }
 
 inline u16 f32_to_bf16(float x) {

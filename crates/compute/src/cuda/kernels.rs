@@ -129,6 +129,30 @@ kernels! {
         /// warp an output, grid `[rows, out]`.
         LinearHead = "linear_head", 32 threads, 0;
     }
+    "cosine.cu" {
+        /// Cosines with one source of length 1: `(rows f32 [rows, columns], inverse norms f32 [rows], source f32 [columns], scores
+        /// f32 [rows], rows, columns, 1)`; a warp a row, grid `ceil(rows / 8)`.
+        CosineF32 = "cosine_f32", 256 threads, 0;
+        /// The same over rows in bf16.
+        CosineBf16 = "cosine_bf16", 256 threads, 0;
+        /// The same with up to 8 sources, `[sources, columns]`, into scores of `[sources, rows]`; the last argument is their number.
+        CosineManyF32 = "cosine_many_f32", 256 threads, 0;
+        /// The same over rows in bf16.
+        CosineManyBf16 = "cosine_many_bf16", 256 threads, 0;
+    }
+    "topk.cu" {
+        /// Before a selection: `(state u32 [3], histogram u32 [2048], count u32, k)`; one block. k is at least 1 and at most the
+        /// number of scores.
+        TopkStart = "topk_start", 256 threads, 0;
+        /// Counts a digit: `(scores f32, number of scores, state, histogram, shift)`; any grid. Then [`Kernel::TopkNarrow`]; with
+        /// shifts 21, 10 and 0 in turn.
+        TopkCount = "topk_count", 256 threads, 0;
+        /// Narrows down to the digit of the k-th largest: `(state, histogram, shift, bits)` with 11, 11 and 10 bits; one block.
+        TopkNarrow = "topk_narrow", 256 threads, 0;
+        /// Collects all scores that are not below the k-th largest: `(scores, number of scores, state, count, indices u32, found f32,
+        /// most to be collected)`; any grid. `count` is how many there were, also beyond what was collected.
+        TopkCollect = "topk_collect", 256 threads, 0;
+    }
     "elementwise.cu" {
         /// `(x f32, y bf16, count)`; grid `ceil(count / 256)`.
         ToBf16 = "to_bf16", 256 threads, 0;

@@ -10,7 +10,9 @@ mod backend;
 mod device;
 mod gpu;
 pub mod kernels;
+mod search;
 
 pub use backend::{Batch, Cuda, CudaOptions, Linear, Matrix, Recording, Rope, Tensor, Vector};
 pub use device::{Absent, Compiled, Compiler, Device, DeviceOptions, Found, Graph, Usage, find, row_buckets};
 pub use gpu::{Address, Arg, Format, Gpu, Launch, Product};
+pub use search::{Candidates, DeviceRows};

@@ -11,17 +11,17 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Device memory that is given back when this is dropped.
 #[derive(Debug)]
-pub(super) struct Owned<G: Gpu> {
+pub(in crate::cuda) struct Owned<G: Gpu> {
     gpu: Arc<G>,
     address: Address,
 }
 
 impl<G: Gpu> Owned<G> {
-    pub(super) fn new(gpu: &Arc<G>, bytes: usize) -> Result<Self> {
+    pub(in crate::cuda) fn new(gpu: &Arc<G>, bytes: usize) -> Result<Self> {
         Ok(Self { gpu: gpu.clone(), address: gpu.allocate(bytes)? })
     }
 
-    pub(super) fn address(&self) -> Address {
+    pub(in crate::cuda) fn address(&self) -> Address {
         self.address
     }
 }
@@ -34,7 +34,7 @@ impl<G: Gpu> Drop for Owned<G> {
 
 /// Buffers for activations.
 #[derive(Debug)]
-pub(super) struct Workspace<G: Gpu> {
+pub(in crate::cuda) struct Workspace<G: Gpu> {
     gpu: Arc<G>,
     /// By bytes.
     idle: Mutex<BTreeMap<usize, Vec<Address>>>,
@@ -44,19 +44,19 @@ pub(super) struct Workspace<G: Gpu> {
 
 /// A buffer of the workspace, until it is dropped.
 #[derive(Debug)]
-pub(super) struct Leased<G: Gpu> {
+pub(in crate::cuda) struct Leased<G: Gpu> {
     workspace: Arc<Workspace<G>>,
     address: Address,
     bytes: usize,
 }
 
 impl<G: Gpu> Workspace<G> {
-    pub(super) fn new(gpu: Arc<G>) -> Arc<Self> {
+    pub(in crate::cuda) fn new(gpu: Arc<G>) -> Arc<Self> {
         Arc::new(Self { gpu, idle: Mutex::default(), epoch: AtomicU64::new(0) })
     }
 
     /// A buffer of at least `bytes`: the smallest idle one that fits, else a new one.
-    pub(super) fn lease(self: &Arc<Self>, bytes: usize) -> Result<Leased<G>> {
+    pub(in crate::cuda) fn lease(self: &Arc<Self>, bytes: usize) -> Result<Leased<G>> {
         let bytes = rounded(bytes);
         let found = {
             let mut idle = self.idle();
@@ -76,7 +76,7 @@ impl<G: Gpu> Workspace<G> {
     }
 
     /// What it was when [`Workspace::lease`] gave a buffer whose address is remembered.
-    pub(super) fn epoch(&self) -> u64 {
+    pub(in crate::cuda) fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::SeqCst)
     }
 
@@ -111,7 +111,7 @@ impl<G: Gpu> Drop for Workspace<G> {
 }
 
 impl<G: Gpu> Leased<G> {
-    pub(super) fn address(&self) -> Address {
+    pub(in crate::cuda) fn address(&self) -> Address {
         self.address
     }
 }

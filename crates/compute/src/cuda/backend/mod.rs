@@ -8,7 +8,7 @@
 //! computed by plain kernels, slowly.
 
 mod batch;
-mod memory;
+pub(super) mod memory;
 mod recording;
 mod weights;
 
@@ -82,6 +82,10 @@ impl<G: Gpu> Cuda<G> {
     /// The device.
     pub fn gpu(&self) -> &Arc<G> {
         &self.gpu
+    }
+
+    pub(super) fn workspace(&self) -> &Arc<Workspace<G>> {
+        &self.workspace
     }
 
     fn tensor(&self, rows: usize, columns: usize, format: Format) -> Result<Tensor<G>> {

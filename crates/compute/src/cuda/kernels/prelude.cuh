@@ -24,6 +24,11 @@ INLINE u16 f32_to_bf16(float x) { return (u16)(pack_bf16(x, 0.0f) & 0xffffu); }
 
 INLINE float2 unpack_bf16(u32 x) { return make_float2(__uint_as_float(x << 16), __uint_as_float(x & 0xffff0000u)); }
 
+INLINE u32 float_bits(float x) { return __float_as_uint(x); }
+
+// Adds to what is at `to`, in global or in shared memory; gives what was there.
+INLINE u32 atomic_add(u32* to, u32 x) { return atomicAdd(to, x); }
+
 INLINE float warp_sum(float x) {
     UNROLL
     for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(0xffffffffu, x, lanes);
