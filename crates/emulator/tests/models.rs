@@ -1,7 +1,7 @@
 //! Both model families through the CUDA backend on the emulator: the golden vectors of `transformers`, recordings, memory.
 
 use nexus_compute::cuda::{Cuda, CudaOptions};
-use nexus_compute::{PackedBatch, Pooling};
+use nexus_compute::{Backend as _, ComputeError, PackedBatch, Pooling};
 use nexus_emulator::Emulated;
 use nexus_models::{
     ModelFiles, PackedModel, Weights,
@@ -103,4 +103,98 @@ fn rerankers_agree_with_transformers() {
     for case in ["modernbert-cls-w16-f32", "modernbert-cls-w128-f32", "modernbert-mean-bf16", "modernbert-biases-f32"] {
         check(case, 1.0, 0.02);
     }
+}
+
+/// As texts come: of a few tokens each, in batches of any mix.
+fn batches(tokens_max: usize, count: usize) -> Vec<Vec<Vec<u32>>> {
+    let mut state = 7u32;
+    let mut next = move |below: u32| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 16) % below
+    };
+    (0..count)
+        .map(|_| {
+            let mut left = 1 + next(tokens_max as u32) as usize;
+            let mut batch = Vec::new();
+            while left > 0 {
+                let length = (1 + next(40) as usize).min(left);
+                batch.push((0..length).map(|_| next(90)).collect());
+                left -= length;
+            }
+            batch
+        })
+        .collect()
+}
+
+#[test]
+fn a_device_that_is_warm_allocates_nothing() {
+    for case in ["qwen3-mha-bf16", "modernbert-mean-bf16"] {
+        let gpu = gpu(0);
+        let model = load(&gpu, case, 128);
+        let run = |sequences: &[Vec<u32>]| model.forward(&PackedBatch::new(sequences).unwrap()).unwrap();
+        let warm_up = gpu.warm_up_tokens(160);
+        assert_eq!(warm_up[0], 160, "the largest first");
+        for tokens in warm_up {
+            run(&vec![vec![1; 40]; tokens / 40]);
+        }
+        let before = gpu.gpu().counts();
+        batches(160, 12).iter().for_each(|batch| drop(run(batch)));
+        let after = gpu.gpu().counts();
+        assert_eq!((after.allocations, after.bytes), (before.allocations, before.bytes), "{case}");
+        drop(model);
+        drop(gpu);
+    }
+}
+
+#[test]
+fn what_is_replayed_gives_the_same_bits() {
+    for case in ["qwen3-mha-bf16", "modernbert-cls-w16-f32"] {
+        let (plain, recorded) = (gpu(0), gpu(96));
+        let (without, with) = (load(&plain, case, 128), load(&recorded, case, 128));
+        // The second and third time, what else is in the batch is other text.
+        for batch in batches(90, 10) {
+            for shift in 0..3u32 {
+                let batch: Vec<Vec<u32>> =
+                    batch.iter().map(|tokens| tokens.iter().map(|id| (id + shift) % 90).collect()).collect();
+                let batch = PackedBatch::new(&batch).unwrap();
+                assert_eq!(with.forward(&batch).unwrap(), without.forward(&batch).unwrap(), "{case}");
+            }
+        }
+        let counts = recorded.gpu().counts();
+        assert!(counts.recorded > 0 && counts.replayed >= 2 * counts.recorded, "{counts:?}");
+        assert_eq!(plain.gpu().counts().recorded, 0);
+    }
+}
+
+#[test]
+fn a_batch_that_is_wrong_says_what_is_and_changes_nothing() {
+    let gpu = gpu(96);
+    let model = load(&gpu, "qwen3-mha-bf16", 24);
+    let run = |sequences: &[Vec<u32>]| model.forward(&PackedBatch::new(sequences).unwrap());
+    for _ in 0..3 {
+        let error = run(&[vec![5_000_000]]).unwrap_err();
+        assert!(matches!(error, ComputeError::TokenOutOfRange { id: 5_000_000, .. }), "{error}");
+        let error = run(&[vec![1; 25]]).unwrap_err();
+        assert!(matches!(error, ComputeError::SequenceTooLong { tokens: 25, positions: 24 }), "{error}");
+    }
+    let first = run(&[vec![3; 9]]).unwrap();
+    assert_eq!((run(&[vec![3; 9]]).unwrap(), run(&[vec![3; 9]]).unwrap()), (first.clone(), first));
+    assert!(gpu.gpu().counts().replayed > 0, "a wrong batch keeps no other from being recorded");
+}
+
+#[test]
+fn memory_that_is_missing_is_told_and_the_device_works_on() {
+    let gpu = gpu(96);
+    let model = load(&gpu, "modernbert-mean-bf16", 128);
+    let run = |tokens: usize| model.forward(&PackedBatch::new(&vec![vec![1; 16]; tokens / 16]).unwrap());
+    let small = run(32).unwrap();
+    gpu.gpu().set_memory_bytes(gpu.gpu().counts().bytes + 64 * 1024);
+    let error = run(4096).unwrap_err();
+    assert!(matches!(error, ComputeError::OutOfMemory(_)) && !error.is_device_failure(), "{error}");
+    // What was recorded may name memory that was given back: it is recorded anew.
+    for _ in 0..3 {
+        assert_eq!(run(32).unwrap(), small);
+    }
+    gpu.gpu().fail_after(5, ComputeError::Device("gone".into()));
+    assert!(run(112).unwrap_err().is_device_failure());
 }
