@@ -121,6 +121,9 @@ fn a_damaged_library_is_told_with_the_words_of_the_loader() {
 fn a_driver_that_lacks_a_function_is_told_by_its_name() {
     let probe = Stubs::new("partial").driver(&["-DWITHOUT_GRAPHS"]).probe();
     assert!(probe.starts_with("Symbol") && probe.contains("libcuda.so.1 lacks cuGraphLaunch"), "{probe}");
+    // NVRTC would crash for want of it.
+    let probe = Stubs::new("partial-for-nvrtc").driver(&["-DWITHOUT_EXPORT_TABLE"]).probe();
+    assert!(probe.contains("libcuda.so.1 lacks cuGetExportTable"), "{probe}");
 }
 
 #[test]
