@@ -55,9 +55,15 @@ impl Stubs {
 
     /// Runs one of the tests below that are marked for it, and gives what it wrote and the log of all calls.
     fn run(&self, child: &str) -> (String, String) {
+        self.run_beside(child, None)
+    }
+
+    /// The same with libraries from a further folder.
+    fn run_beside(&self, child: &str, libraries: Option<PathBuf>) -> (String, String) {
+        let folders = std::env::join_paths(std::iter::once(self.folder.clone()).chain(libraries)).unwrap();
         let output = Command::new(std::env::current_exe().unwrap())
             .args([child, "--exact", "--ignored", "--nocapture"])
-            .env("LD_LIBRARY_PATH", &self.folder)
+            .env("LD_LIBRARY_PATH", folders)
             .env("STUB_FOLDER", &self.folder)
             .env("STUB_LOG", self.folder.join("log"))
             .env("STUB_FAIL", self.folder.join("fail"))
@@ -121,6 +127,9 @@ fn a_damaged_library_is_told_with_the_words_of_the_loader() {
 fn a_driver_that_lacks_a_function_is_told_by_its_name() {
     let probe = Stubs::new("partial").driver(&["-DWITHOUT_GRAPHS"]).probe();
     assert!(probe.starts_with("Symbol") && probe.contains("libcuda.so.1 lacks cuGraphLaunch"), "{probe}");
+    // NVRTC would crash for want of it.
+    let probe = Stubs::new("partial-for-nvrtc").driver(&["-DWITHOUT_EXPORT_TABLE"]).probe();
+    assert!(probe.contains("libcuda.so.1 lacks cuGetExportTable"), "{probe}");
 }
 
 #[test]
@@ -275,6 +284,7 @@ fn child_device() {
     let unsuitable = sample(&device, 100, Format::F32, false);
     device.multiply(&unsuitable.product).unwrap();
     assert_eq!(unsuitable.y(&device), unsuitable.expected);
+    device.multiply(&unsuitable.product).unwrap();
     let mut wrong = unsuitable.product;
     wrong.in_columns = 9;
     assert!(matches!(device.multiply(&wrong), Err(ComputeError::Shape { .. })));
@@ -443,7 +453,8 @@ fn a_device_does_what_is_asked_in_order_and_gives_everything_back() {
     assert_eq!(count("multiply 120x8x16 by 2"), 4 * 4);
     assert_eq!(count("multiply 120x8x16 by 3"), 4 * 4 + 4 + 1);
     assert_eq!(count("propose 120"), 4);
-    assert_eq!(count("multiply 100x8x16 by 2"), 1);
+    assert_eq!(count("multiply 100x8x16 by 2"), 2);
+    assert_eq!(count("propose 100"), 1);
     // While recording, the first that is not refused; it stays.
     assert_eq!(count("record 20x8x16 by 2"), 1);
     assert_eq!(count("multiply 20x8x16 by 2"), 1);
@@ -485,6 +496,20 @@ fn kernels_are_compiled_once_and_again_where_the_cache_is_of_no_use() {
     fs::write(stubs.folder.join("cache"), "").unwrap();
     let (notes, _) = stubs.run("child_open");
     assert!(notes.contains("can not be kept in"), "{notes}");
+}
+
+/// With NVIDIA's compiler, whose folder is in NVRTC_FOLDER: what it makes of the kernels is what is loaded and kept.
+#[test]
+#[ignore = "run by scripts/check_kernels.sh, which has the compiler"]
+fn a_device_is_opened_with_a_real_compiler() {
+    let compiler = std::env::var_os("NVRTC_FOLDER").map(PathBuf::from);
+    assert!(compiler.is_some(), "NVRTC_FOLDER is not set: see scripts/check_kernels.sh");
+    let stubs = Stubs::new("real-nvrtc").driver(&["-DVERSION=13000"]).with("cublaslt.c", "libcublasLt.so.12", &[]);
+    let (notes, log) = stubs.run_beside("child_open", compiler.clone());
+    let loaded = |log: &str| log.lines().filter(|line| *line == "+module ELF").count();
+    assert!(notes.contains(&format!("{} sources of kernels compiled", loaded(&log))), "{notes}\n{log}");
+    let (notes, again) = stubs.run_beside("child_open", compiler);
+    assert_eq!((notes.as_str(), loaded(&again)), ("", 2 * loaded(&log)));
 }
 
 #[test]

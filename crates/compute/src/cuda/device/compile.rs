@@ -13,6 +13,9 @@ use std::ptr::{null, null_mut};
 /// options for the assembler, the log tells registers and spills of each kernel.
 const OPTIONS: &[&str] = &["--std=c++17", "-default-device", "--ptxas-options=-v", "--ptxas-options=--warn-on-spills"];
 
+/// `NVRTC_ERROR_INVALID_OPTION`.
+const INVALID_OPTION: u32 = 5;
+
 /// A source, compiled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled {
@@ -113,7 +116,11 @@ impl Compiler {
         let status = unsafe { (nvrtc.nvrtcCompileProgram)(program.raw, options.len() as c_int, options.as_ptr()) };
         let log = program.bytes("log", nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog);
         let log = String::from_utf8_lossy(&log.unwrap_or_default()).trim_end_matches('\0').trim().to_owned();
-        check(nvrtc, "nvrtcCompileProgram", status).map_err(|what| format!("{what}\n{log}"))?;
+        let advice = match status {
+            INVALID_OPTION => "\nThis NVRTC may not know the architecture: install a newer one",
+            _ => "",
+        };
+        check(nvrtc, "nvrtcCompileProgram", status).map_err(|what| format!("{what}\n{log}{advice}"))?;
         let image = program.bytes("CUBIN", nvrtc.nvrtcGetCUBINSize, nvrtc.nvrtcGetCUBIN)?;
         if image.is_empty() {
             return Err("no machine code came out".into());

@@ -73,6 +73,7 @@ macro_rules! library {
         $(#[$doc:meta])* $table:ident of $sys:ident, $status:ident;
         $(fn $function:ident($($argument:ty),* $(,)?);)+
         unchecked: $(fn $other:ident($($other_argument:ty),* $(,)?) -> $result:ty;)+
+        used by others: $($others:literal)*
     ) => {
         $(#[$doc])*
         #[allow(non_snake_case)]
@@ -89,6 +90,10 @@ macro_rules! library {
         impl $table {
             fn open(names: Vec<String>) -> Result<Self, Missing> {
                 open(names, |library, name| {
+                    $(
+                        // SAFETY: only looked up; never called.
+                        unsafe { library.get::<unsafe extern "C" fn()>($others) }.map_err(|_| $others)?;
+                    )*
                     Ok(Self {
                         library: name.to_owned(),
                         $($function: {
@@ -155,6 +160,8 @@ library! {
     fn cuGetErrorName(u32, *mut *const c_char) -> u32;
     // The bindings have `_v2`, which drivers before 12.8 lack; the arguments are the same, and no driver lacks this one.
     fn cuEventElapsedTime(*mut f32, cu::CUevent, cu::CUevent) -> u32;
+    // NVRTC calls it where it finds a driver, without looking whether it is there, and the process crashes.
+    used by others: "cuGetExportTable"
 }
 
 library! {
@@ -172,6 +179,7 @@ library! {
     fn nvrtcDestroyProgram(*mut rtc::nvrtcProgram);
     unchecked:
     fn nvrtcGetErrorString(u32) -> *const c_char;
+    used by others:
 }
 
 library! {
@@ -207,6 +215,7 @@ library! {
     unchecked:
     fn cublasLtGetVersion() -> usize;
     fn cublasLtGetStatusName(u32) -> *const c_char;
+    used by others:
 }
 
 /// The newest major version of the toolkit that is looked for where the driver's is not known.

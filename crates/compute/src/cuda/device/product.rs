@@ -90,6 +90,8 @@ pub(super) struct Products {
     preference: sys::cublasLtMatmulPreference_t,
     workspace: Memory,
     plans: HashMap<Key, sys::cublasLtMatmulAlgo_t>,
+    /// For numbers of rows that the plan of their bucket can not do.
+    exceptions: HashMap<(Key, usize), sys::cublasLtMatmulAlgo_t>,
     /// Layouts by `(format, columns, rows)`.
     layouts: HashMap<(Format, usize, usize), Layout>,
     notes: Vec<String>,
@@ -136,6 +138,7 @@ impl Products {
             preference: null_mut(),
             workspace,
             plans: HashMap::new(),
+            exceptions: HashMap::new(),
             layouts: HashMap::new(),
             notes: Vec::new(),
         };
@@ -206,7 +209,8 @@ impl Products {
             format: product.format,
             accumulate: product.accumulate,
         };
-        let algorithm = match self.plans.get(&key) {
+        let exception = self.exceptions.get(&(key, product.rows));
+        let algorithm = match exception.or_else(|| self.plans.get(&key)) {
             Some(algorithm) => *algorithm,
             None => self.plan(key, product, layouts, stream, recording)?,
         };
@@ -218,7 +222,9 @@ impl Products {
         // so that the same product still always uses the same algorithm.
         let algorithms = self.propose(product, layouts)?;
         let status = self.matmul(product, product.y.0, layouts, &algorithms[0], stream);
-        self.check(&describe(product), status)
+        self.check(&describe(product), status)?;
+        self.exceptions.insert((key, product.rows), algorithms[0]);
+        Ok(())
     }
 
     fn plan(
