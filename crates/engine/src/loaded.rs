@@ -11,7 +11,11 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
     thread,
+    time::{Duration, Instant},
 };
+
+/// Giving gigabytes back takes a second; a device that takes longer has failed.
+const FREEING_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// The weights of a model on one replica. Whoever runs it holds it for the time of the run, and not longer.
 pub(crate) type ModelCopy = Arc<dyn PackedModel>;
@@ -87,6 +91,16 @@ impl LoadedModel {
     /// Something that is gone once the memory of the weights has been given back.
     pub(crate) fn alive(&self) -> Weak<()> {
         Arc::downgrade(&self.copies.alive)
+    }
+}
+
+/// Gives a model up that nobody else holds, and waits until its memory has been given back: what comes next may need it.
+pub(crate) fn dismiss(model: Arc<LoadedModel>) {
+    let alive = model.alive();
+    drop(model);
+    let started = Instant::now();
+    while alive.strong_count() > 0 && started.elapsed() < FREEING_TIME_MAX {
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -6,7 +6,7 @@ use crate::{
     arrival::with_opened,
     budget::Budget,
     cached::CachedRetriever,
-    loaded::LoadedModel,
+    loaded::{LoadedModel, dismiss},
     local::{LocalReranker, LocalRetriever, Tokens},
     placing::{Placed, Placing},
     queue::Queue,
@@ -191,8 +191,7 @@ impl Loader {
         let (placed, followers) = match self.require_room(&onto, &files) {
             Ok(()) => {
                 let placed = self.placing(part.role, false)?.place(onto, &files, progress)?;
-                Self::same_columns(&current, &placed)?;
-                (placed, None)
+                (Self::same_columns(&current, placed)?, None)
             }
             Err(no_room) => {
                 let (placed, followers) = self.first_of_several(part.role, onto, &files, current, no_room, progress)?;
@@ -203,16 +202,17 @@ impl Loader {
     }
 
     /// A model that gives as many floats as the one that it replaces.
-    pub(crate) fn same_columns(old: &Current, placed: &Placed) -> Result<(), BoxError> {
+    pub(crate) fn same_columns(old: &Current, placed: Placed) -> Result<Placed, BoxError> {
         let (old, new) = (old.columns, placed.columns);
         if old != new {
+            dismiss(placed.model);
             return Err(format!(
                 "the new revision gives {new} dimensions, the one that serves {old}: vectors that clients and resident \
                  target sets hold could not be compared with its own; start a service of its own for it"
             )
             .into());
         }
-        Ok(())
+        Ok(placed)
     }
 
     /// Flips: requests that come from now on are answered by this model.

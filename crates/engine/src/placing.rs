@@ -7,7 +7,7 @@ use crate::{
     BoxError, Progress, Role,
     budget::Budget,
     devices::Loaded,
-    loaded::{LoadedModel, ModelCopy},
+    loaded::{LoadedModel, ModelCopy, dismiss},
     probe,
     queue::Queue,
     replica::{Failure, Stopped, forward},
@@ -99,7 +99,10 @@ impl Placing<'_> {
         let probes = probe::sequences(self.role, &tokenizer)?;
         let model = Arc::new(LoadedModel::new(self.role, probes, copies));
         self.replicas.adopt(&model);
-        self.check(&onto, &model, tokenizer.window_tokens(), progress)?;
+        if let Err(error) = self.check(&onto, &model, tokenizer.window_tokens(), progress) {
+            dismiss(model);
+            return Err(error);
+        }
         Ok(Placed { model, tokenizer, pooling, instruct, columns })
     }
 

@@ -120,13 +120,14 @@ impl Replica<'_> {
                 Err(stopped) => stopped,
             };
             if let Some(failure) = stopped.device_failure() {
+                // Out first: whoever takes the batch next has shown that it works, where that is in doubt.
+                self.replicas.take_out(self.queue, self.replica, &failure.reason, failure.of_process);
                 jobs.extend(parts.into_iter().rev().flatten());
-                self.set_back(
-                    jobs,
-                    |_| Setback::Device(failure.reason.clone()),
-                    |_, detail| EngineError::Device(format!("the {role} met a device failure twice: {detail}")),
-                    &failure.reason,
-                );
+                let setback = |_: &Job| Setback::Device(failure.reason.clone());
+                let twice = |_: &Job, detail: &str| {
+                    EngineError::Device(format!("the {role} met a device failure twice: {detail}"))
+                };
+                self.set_back(jobs, setback, twice, &failure.reason);
                 return Err(failure);
             }
             match stopped {
@@ -138,8 +139,6 @@ impl Replica<'_> {
                 Stopped::Compute(ComputeError::OutOfMemory(detail)) => {
                     let setback = |_: &Job| Setback::Memory(self.replica, detail.clone());
                     self.set_back(jobs, setback, |job, detail| too_large(role, job.tokens.len(), detail), &detail);
-                    // There may be no other.
-                    self.queue.sweep();
                 }
                 stopped => {
                     let error = EngineError::Model(format!("the {role} failed: {stopped}"));
@@ -166,6 +165,8 @@ impl Replica<'_> {
         if !first.is_empty() {
             self.replicas.retries();
             self.queue.put_back(first.into_iter().map(|job| Job { setback: Some(setback(&job)), ..job }).collect());
+            // There may be no other that could run them.
+            self.queue.sweep();
         }
     }
 

@@ -258,6 +258,10 @@ impl Replicas {
             state.suspects.clone_from(&up);
         }
         let orphan = state.serving.iter().filter_map(Weak::upgrade).find(|model| model.replicas().is_empty());
+        if of_process {
+            // Under the lock: who sees that it is out finds the others asked.
+            queue.prove(&up);
+        }
         drop(state);
 
         self.failures.fetch_add(1, Ordering::Relaxed);
@@ -274,12 +278,7 @@ impl Replicas {
         };
         match end {
             Some(reason) => self.end(queue, reason),
-            None => {
-                if of_process {
-                    queue.prove(&up);
-                }
-                queue.sweep();
-            }
+            None => queue.sweep(),
         }
     }
 

@@ -56,7 +56,7 @@ impl Loader {
         let placed = self
             .require_room(std::slice::from_ref(&first), files)
             .and_then(|()| self.placing(role, false)?.place(vec![first.clone()], files, progress))
-            .and_then(|placed| Self::same_columns(&current, &placed).map(|()| placed));
+            .and_then(|placed| Self::same_columns(&current, placed));
         let outcome = match placed {
             Ok(placed) => {
                 let (old_alive, new) = (old.alive(), Arc::downgrade(&placed.model));
