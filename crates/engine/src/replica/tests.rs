@@ -46,13 +46,16 @@ impl Device for Named {
 /// What a token does on a replica: `(replica, token)`.
 type Faults = HashMap<(usize, u32), ComputeError>;
 
+/// The first tokens of each batch, and the replica that ran it.
+type Batches = Arc<Mutex<Vec<(usize, Vec<u32>)>>>;
+
 /// Doubles the first token of each sequence; token 13 panics, 15 gives NaN for its own row, others as `faults` say. Has
 /// room for `tokens_max` tokens.
 struct Fake {
     replica: usize,
     faults: Arc<Mutex<Faults>>,
     tokens_max: usize,
-    batches: Arc<Mutex<Vec<(usize, Vec<u32>)>>>,
+    batches: Batches,
     held: Arc<Gate>,
 }
 
@@ -96,7 +99,7 @@ struct Rig {
     replicas: Arc<Replicas>,
     model: Arc<LoadedModel>,
     faults: Arc<Mutex<Faults>>,
-    batches: Arc<Mutex<Vec<(usize, Vec<u32>)>>>,
+    batches: Batches,
     held: Arc<Gate>,
     threads: Vec<JoinHandle<()>>,
 }
