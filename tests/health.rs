@@ -44,6 +44,22 @@ fn a_service_without_models_lives_and_is_not_ready() {
 }
 
 #[test]
+fn a_service_without_the_device_that_it_needs_lives_and_says_why() {
+    // Whatever the machine has, it has no hundred GPUs.
+    let service = Service::start(&[("NEXUS_DEVICE", "cuda:99")]);
+    service.wait_while_loading();
+    assert_eq!(yes(&run(&["health", "--url", &service.url], &[])), "ok");
+    let line = no(&run(&["health", "--ready", "--url", &service.url], &[]));
+    assert!(line.contains("503, failed"), "{line}");
+    let answer: serde_json::Value = service.get("/ready").json().expect("JSON");
+    for model in answer["models"].as_array().expect("models") {
+        let detail = model["detail"].as_str().expect("a reason");
+        assert!(detail.contains("NEXUS_DEVICE=cuda:99"), "{answer}");
+    }
+    assert_eq!(answer["replicas"], serde_json::json!([]));
+}
+
+#[test]
 fn nobody_there_and_nothing_said_are_told_in_seconds() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let url = format!("http://{}", listener.local_addr().expect("an address"));

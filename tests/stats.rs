@@ -36,6 +36,10 @@ fn the_stats_line_has_what_deployments_read_from_it() {
         ("requests_in_flight", 0),
         ("queue_jobs", 2),
         ("queued_tokens", 0),
+        ("replicas", 1),
+        ("replicas_up", 1),
+        ("device_retries", 0),
+        ("device_failures", 0),
         ("cache_hits", 1),
         ("cache_misses", 2),
         ("cache_failures", 0),
@@ -44,6 +48,9 @@ fn the_stats_line_has_what_deployments_read_from_it() {
     ] {
         assert_eq!(stats[field], expected, "{field} in {stats}");
     }
+    // Two texts, and what the models were checked with.
+    assert_eq!(stats["batches"], 4, "{stats}");
+    assert!(stats["batch_tokens"].as_u64() > stats["batches"].as_u64(), "{stats}");
     assert!(stats["queue_wait_ms_p95"].as_f64().is_some_and(|ms| ms > 0.0), "{stats}");
 
     let metrics = std::fs::read_to_string(root().join("deploy/cdk/lib/metrics.ts")).expect("the metrics");

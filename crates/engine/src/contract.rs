@@ -6,7 +6,7 @@ use nexus_storage::Vector;
 use std::sync::Arc;
 use thiserror::Error;
 
-/// Why the engine did not answer. `Overloaded` and `ShuttingDown` are worth another try, later or elsewhere.
+/// Why the engine did not answer. `Overloaded`, `ShuttingDown` and `Device` are worth another try, later or elsewhere.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum EngineError {
     /// The request itself can not be answered; the message says why, `field` and `index` where.
@@ -28,6 +28,9 @@ pub enum EngineError {
     /// The process is shutting down.
     #[error("the service is shutting down")]
     ShuttingDown,
+    /// Its device failed, and so did another, or there is none left.
+    #[error("{0}")]
+    Device(String),
     /// The model or its device failed on this input: a non-finite output, a device error.
     #[error("{0}")]
     Model(String),

@@ -1,27 +1,25 @@
-//! Starts everything: the queue, the replica, and the two models, which load in the background.
+//! Starts everything: the queue, and in the background the devices, their replicas, and the two models.
 
 use crate::{
-    ModelSource, Models, QueueWaits, Reloader, Role,
-    loader::{Load, Loader},
+    BoxError, Devices, ModelSource, Models, QueueWaits, Reloader, Replicas, Role,
+    loader::{Loader, guarded},
     queue::Queue,
     replica,
 };
-use nexus_compute::Backend;
 use nexus_storage::EmbeddingCache;
 use std::sync::Arc;
 
 /// The engine's settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EngineOptions {
-    /// Tokens in a packed batch, at most; a longer text runs alone.
-    pub batch_tokens_max: usize,
     /// Tokens waiting, at most; requests beyond are refused.
     pub queue_tokens_max: usize,
     /// Truncate texts to this many tokens even if the model could take more; 0 is the model's own window.
     pub text_tokens_max: usize,
-    /// The format in which the backend computes (`f32`, `bf16`); part of the cache's keys.
-    pub numeric_format: &'static str,
 }
+
+/// What is done before anything else.
+const OPENING: &str = "opening devices";
 
 /// A running engine. Dropping it ends it: what is queued is forgotten, and a replica's thread ends after its batch.
 pub struct Engine {
@@ -31,9 +29,14 @@ pub struct Engine {
 }
 
 impl Engine {
-    /// Starts the replica and the loading of both models; returns at once.
-    pub fn start<B: Backend>(
-        backend: Arc<B>,
+    /// Starts to open the devices, and then to load both models onto them; returns at once. Where there are no devices, both
+    /// models fail with the reason.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system gives no thread.
+    pub fn start(
+        open: impl FnOnce() -> Result<Devices, BoxError> + Send + 'static,
         options: EngineOptions,
         cache: Arc<dyn EmbeddingCache>,
         retriever: ModelSource,
@@ -44,26 +47,29 @@ impl Engine {
             reranker_source: reranker.name.clone(),
             ..Models::default()
         });
-        let queue = Arc::new(Queue::new(options.queue_tokens_max, options.batch_tokens_max));
-        replica::spawn(0, queue.clone())?;
-
-        let (for_models, for_queue) = (models.clone(), queue.clone());
-        let loader: Arc<dyn Load> = Arc::new(Loader {
-            backend,
+        let queue = Arc::new(Queue::new(options.queue_tokens_max));
+        models.retriever.loading(OPENING, 0, 0);
+        models.reranker.loading(OPENING, 0, 0);
+        let loader = Arc::new(Loader {
             options,
             cache,
-            models: for_models,
-            queue: for_queue,
+            models: models.clone(),
+            queue: queue.clone(),
             retriever,
             reranker,
             serving: Default::default(),
+            budget: Default::default(),
+            opened: Default::default(),
         });
-        for role in [Role::Retriever, Role::Reranker] {
-            let loader = loader.clone();
-            std::thread::Builder::new().name(format!("load-{}", role.name())).spawn(move || loader.load(role))?;
-        }
+        let opener = loader.clone();
+        std::thread::Builder::new().name("open-devices".into()).spawn(move || opener.open(open))?;
         let reloader = Reloader::new(loader, models.clone(), queue.clone());
         Ok(Self { models, queue, reloader })
+    }
+
+    /// What runs the models.
+    pub fn replicas(&self) -> &Arc<Replicas> {
+        &self.models.replicas
     }
 
     /// The models, ready or on the way.
@@ -89,6 +95,47 @@ impl Engine {
     /// Refuses new work. What is queued is still answered.
     pub fn close(&self) {
         self.queue.close();
+    }
+}
+
+impl Loader {
+    /// Opens the devices, starts their replicas, and loads both models.
+    fn open(self: &Arc<Self>, open: impl FnOnce() -> Result<Devices, BoxError>) {
+        let opened = guarded(|| {
+            let devices = open()?;
+            if devices.list.is_empty() {
+                return Err("there is no device to run the models on".into());
+            }
+            self.models.replicas.open(&devices.list);
+            for n in 0..devices.list.len() {
+                replica::spawn(n, devices.batch_tokens_max, self.queue.clone(), self.models.replicas.clone())?;
+            }
+            tracing::info!(?devices, batch_tokens_max = devices.batch_tokens_max, "devices");
+            Ok(devices.batch_tokens_max)
+        });
+        if let Err(reason) = &opened {
+            tracing::error!(reason, "no device can be used");
+            self.models.retriever.failed(reason.clone());
+            self.models.reranker.failed(reason.clone());
+        }
+        let usable = self.opened.get_or_init(|| opened).is_ok();
+        if !usable {
+            return;
+        }
+        for role in [Role::Retriever, Role::Reranker] {
+            let loader = self.clone();
+            let thread = std::thread::Builder::new().name(format!("load-{}", role.name()));
+            if let Err(error) = thread.spawn(move || loader.load(role)) {
+                self.failed(role, format!("can not start a thread to load it: {error}"));
+            }
+        }
+    }
+
+    fn failed(&self, role: Role, reason: String) {
+        match role {
+            Role::Retriever => self.models.retriever.failed(reason),
+            Role::Reranker => self.models.reranker.failed(reason),
+        }
     }
 }
 

@@ -9,28 +9,35 @@
 #![forbid(unsafe_code)]
 
 mod arrival;
+mod budget;
 mod cached;
 mod contract;
+mod devices;
 mod engine;
 mod loaded;
 mod loader;
 mod local;
 mod models;
 mod packer;
+mod placing;
 mod probe;
 mod queue;
 mod reload;
 mod replica;
+mod replicas;
 mod revision;
+mod rolling;
 mod slot;
 mod source;
 mod waits;
 
 pub use arrival::Arrival;
 pub use contract::{EmbedItem, Embedding, EngineError, Reranker, RerankerInfo, Retriever, RetrieverInfo};
+pub use devices::Devices;
 pub use engine::{Engine, EngineOptions};
 pub use models::Models;
 pub use reload::{Outcome, ReloadRefused, Reloaded, Reloader};
+pub use replicas::{ReplicaCounts, ReplicaState, ReplicaStatus, Replicas};
 pub use revision::{Digests, Revision};
 pub use slot::{ModelState, ModelStatus, ReloadState, Role, Slot};
 pub use source::{BoxError, ComputeDigests, ModelSource, OpenModel, OpenedModel, Progress};

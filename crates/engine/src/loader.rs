@@ -4,39 +4,31 @@ use crate::{
     BoxError, Digests, EngineOptions, ModelSource, Models, OpenedModel, Outcome, Progress, ReloadState, Reloaded,
     Reranker, RerankerInfo, Retriever, RetrieverInfo, Revision, Role, Slot,
     arrival::with_opened,
+    budget::Budget,
     cached::CachedRetriever,
-    loaded::LoadedModel,
+    loaded::{LoadedModel, dismiss},
     local::{LocalReranker, LocalRetriever, Tokens},
-    probe,
+    placing::{Placed, Placing},
     queue::Queue,
+    replicas::{Live, Replicas},
+    rolling::Followers,
 };
-use nexus_compute::Backend;
-use nexus_models::{LoadOptions, ModelFiles, Weights, load_embedder, load_reranker};
+use nexus_models::{ModelFiles, Weights};
 use nexus_storage::{CacheKeyBuilder, EmbeddingCache, error_chain};
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak},
     thread,
     time::{Duration, Instant},
 };
 
 /// For how long a reload that finds no room waits for a revision that was replaced to be gone: for as long as most
 /// requests take.
-const LEAVING_TIME_MAX: Duration = Duration::from_secs(30);
-const LEAVING_PAUSE: Duration = Duration::from_millis(20);
+pub(crate) const LEAVING_TIME_MAX: Duration = Duration::from_secs(30);
+pub(crate) const LEAVING_PAUSE: Duration = Duration::from_millis(20);
 
-/// Loads models into their slots. Whatever stops it, a panic included, is reported and nothing else.
-pub(crate) trait Load: Send + Sync {
-    /// The first loading.
-    fn load(&self, role: Role);
-
-    /// Another one, while what is in the slot serves.
-    fn reload(&self, role: Role) -> Reloaded;
-}
-
-/// Loads models onto one device.
-pub(crate) struct Loader<B> {
-    pub(crate) backend: Arc<B>,
+/// Loads models into their slots, onto all replicas. Whatever stops it, a panic included, is reported and nothing else.
+pub(crate) struct Loader {
     pub(crate) options: EngineOptions,
     pub(crate) cache: Arc<dyn EmbeddingCache>,
     pub(crate) models: Arc<Models>,
@@ -44,6 +36,9 @@ pub(crate) struct Loader<B> {
     pub(crate) retriever: ModelSource,
     pub(crate) reranker: ModelSource,
     pub(crate) serving: Mutex<Serving>,
+    pub(crate) budget: Mutex<Budget>,
+    /// What is known once the devices are open: the size of their batches, or why there are none.
+    pub(crate) opened: OnceLock<Result<usize, String>>,
 }
 
 /// What serves, and what was replaced and may still have requests to answer.
@@ -55,10 +50,12 @@ pub(crate) struct Serving {
 }
 
 #[derive(Clone)]
-struct Current {
+pub(crate) struct Current {
     digests: Digests,
     columns: usize,
     alive: Weak<()>,
+    /// What it was loaded from, where a replica may have to be given it again.
+    pub(crate) files: Option<Arc<ModelFiles>>,
 }
 
 impl Serving {
@@ -71,72 +68,80 @@ impl Serving {
 }
 
 /// A model that is ready to serve.
-struct Prepared<T: ?Sized> {
+pub(crate) struct Prepared<T: ?Sized> {
     contract: Arc<T>,
     revision: Revision,
+    model: Arc<LoadedModel>,
     current: Current,
+    /// Replicas that get it once it serves.
+    followers: Option<Followers>,
 }
 
 /// One of the two models: its place, and how to get it there.
-struct Part<'a, B, T: ?Sized> {
+struct Part<'a, T: ?Sized> {
     role: Role,
     slot: &'a Slot<T>,
     source: &'a ModelSource,
-    prepare: Prepare<B, T>,
+    contract: Contract<T>,
 }
 
-type Prepare<B, T> = fn(&Loader<B>, OpenedModel, Progress<'_>) -> Result<Prepared<T>, BoxError>;
+/// What answers requests by a model that was placed.
+type Contract<T> = fn(&Loader, Placed, &Digests) -> (Arc<T>, Revision);
 
-impl<B: Backend> Load for Loader<B> {
-    fn load(&self, role: Role) {
+impl Loader {
+    /// The first loading, once the devices are open.
+    pub(crate) fn load(&self, role: Role) {
         match role {
             Role::Retriever => self.first(&self.retriever_part()),
             Role::Reranker => self.first(&self.reranker_part()),
         }
     }
 
-    fn reload(&self, role: Role) -> Reloaded {
+    /// Another one, while what is in the slot serves.
+    pub(crate) fn reload(&self, role: Role) -> Reloaded {
         match role {
             Role::Retriever => self.again(&self.retriever_part()),
             Role::Reranker => self.again(&self.reranker_part()),
         }
     }
-}
 
-impl<B: Backend> Loader<B> {
-    fn retriever_part(&self) -> Part<'_, B, dyn Retriever> {
+    fn retriever_part(&self) -> Part<'_, dyn Retriever> {
         let (slot, source) = (&self.models.retriever, &self.retriever);
-        Part { role: Role::Retriever, slot, source, prepare: Self::prepare_retriever }
+        Part { role: Role::Retriever, slot, source, contract: Self::retriever_contract }
     }
 
-    fn reranker_part(&self) -> Part<'_, B, dyn Reranker> {
+    fn reranker_part(&self) -> Part<'_, dyn Reranker> {
         let (slot, source) = (&self.models.reranker, &self.reranker);
-        Part { role: Role::Reranker, slot, source, prepare: Self::prepare_reranker }
+        Part { role: Role::Reranker, slot, source, contract: Self::reranker_contract }
     }
 
-    fn first<T: ?Sized + Send + Sync>(&self, part: &Part<'_, B, T>) {
+    fn first<T: ?Sized + Send + Sync>(&self, part: &Part<'_, T>) {
         let progress = |stage, done, total| part.slot.loading(stage, done, total);
         let loaded =
-            guarded(|| with_opened(part.source, &progress, |opened, progress| (part.prepare)(self, opened, progress)));
+            guarded(|| with_opened(part.source, &progress, |opened, progress| self.prepare(part, opened, progress)));
         let model = part.role.name();
         match loaded {
             Ok(prepared) => {
-                let revision = self.put(part, prepared);
+                let (revision, _) = self.put(part, prepared);
                 tracing::info!(model, %revision, "ready");
             }
             Err(reason) => {
+                self.forget_need(part.role);
                 tracing::error!(model, reason, "loading failed");
                 part.slot.failed(reason);
             }
         }
     }
 
-    fn again<T: ?Sized + Send + Sync>(&self, part: &Part<'_, B, T>) -> Reloaded {
+    fn again<T: ?Sized + Send + Sync>(&self, part: &Part<'_, T>) -> Reloaded {
         let (role, model) = (part.role, part.role.name());
         let (outcome, detail) = match guarded(|| self.renew(part)) {
             Ok(Some(prepared)) => {
-                let revision = self.put(part, prepared);
+                let (revision, followers) = self.put(part, prepared);
                 tracing::info!(model, %revision, "reloaded: a new revision serves");
+                if let Some(followers) = followers {
+                    self.follow(role, followers);
+                }
                 part.slot.reloading(ReloadState::Swapped);
                 (Outcome::Swapped, None)
             }
@@ -149,6 +154,7 @@ impl<B: Backend> Loader<B> {
                 tracing::error!(model, reason, "the reload failed; what served before still does");
                 part.slot.reloading(ReloadState::Failed { reason: reason.clone() });
                 if part.slot.get().is_err() {
+                    self.forget_need(role);
                     part.slot.failed(reason.clone());
                 }
                 (Outcome::Failed, Some(reason))
@@ -159,7 +165,7 @@ impl<B: Backend> Loader<B> {
     }
 
     /// The revision that is there now, checked against the one that serves; `None` if it is the same.
-    fn renew<T: ?Sized + Send + Sync>(&self, part: &Part<'_, B, T>) -> Result<Option<Prepared<T>>, BoxError> {
+    fn renew<T: ?Sized + Send + Sync>(&self, part: &Part<'_, T>) -> Result<Option<Prepared<T>>, BoxError> {
         let progress = |stage, bytes_done, bytes_total| {
             part.slot.reloading(ReloadState::Loading { stage, bytes_done, bytes_total });
         };
@@ -168,34 +174,49 @@ impl<B: Backend> Loader<B> {
 
     fn renew_by<T: ?Sized + Send + Sync>(
         &self,
-        part: &Part<'_, B, T>,
+        part: &Part<'_, T>,
         opened: OpenedModel,
         progress: Progress<'_>,
     ) -> Result<Option<Prepared<T>>, BoxError> {
         let Some(current) = self.serving().of(part.role).clone() else {
-            return (part.prepare)(self, opened, progress).map(Some);
+            return self.prepare(part, opened, progress).map(Some);
         };
         progress("computing digests", 0, 0);
         let digests = (opened.digests)()?;
         if digests == current.digests {
             return Ok(None);
         }
-        self.require_room(&opened.files)?;
-        let opened = OpenedModel { files: opened.files, digests: Box::new(move || Ok(digests)), arrival: None };
-        let prepared = (part.prepare)(self, opened, progress)?;
-        let (old, new) = (current.columns, prepared.current.columns);
+        let files = Arc::new(opened.files);
+        let onto = self.live()?;
+        let (placed, followers) = match self.require_room(&onto, &files) {
+            Ok(()) => {
+                let placed = self.placing(part.role, false)?.place(onto, &files, progress)?;
+                (Self::same_columns(&current, placed)?, None)
+            }
+            Err(no_room) => {
+                let (placed, followers) = self.first_of_several(part.role, onto, &files, current, no_room, progress)?;
+                (placed, Some(followers))
+            }
+        };
+        Ok(Some(self.finish(part, placed, digests, files, followers)))
+    }
+
+    /// A model that gives as many floats as the one that it replaces.
+    pub(crate) fn same_columns(old: &Current, placed: Placed) -> Result<Placed, BoxError> {
+        let (old, new) = (old.columns, placed.columns);
         if old != new {
+            dismiss(placed.model);
             return Err(format!(
                 "the new revision gives {new} dimensions, the one that serves {old}: vectors that clients and resident \
                  target sets hold could not be compared with its own; start a service of its own for it"
             )
             .into());
         }
-        Ok(Some(prepared))
+        Ok(placed)
     }
 
     /// Flips: requests that come from now on are answered by this model.
-    fn put<T: ?Sized + Send + Sync>(&self, part: &Part<'_, B, T>, prepared: Prepared<T>) -> Revision {
+    fn put<T: ?Sized + Send + Sync>(&self, part: &Part<'_, T>, prepared: Prepared<T>) -> (Revision, Option<Followers>) {
         let mut serving = self.serving();
         let old = serving.of(part.role).replace(prepared.current);
         serving.leaving.retain(|alive| alive.strong_count() > 0);
@@ -204,23 +225,27 @@ impl<B: Backend> Loader<B> {
         if part.role == Role::Retriever {
             self.cache.set_revision(&prepared.revision.to_string());
         }
+        self.models.replicas.serves(&prepared.model);
         part.slot.ready(prepared.contract);
-        prepared.revision
+        (prepared.revision, prepared.followers)
     }
 
-    /// Whether the weights fit beside all that is there, as far as the device knows. What is on its way out is waited for.
-    fn require_room(&self, files: &ModelFiles) -> Result<(), BoxError> {
+    /// Whether the weights fit beside all that is there on each replica, as far as its device knows. What is on its way out
+    /// is waited for.
+    pub(crate) fn require_room(&self, onto: &[Live], files: &ModelFiles) -> Result<(), BoxError> {
         let need = Weights::open(files, &|_, _| {})?.device_bytes()?;
         let started = Instant::now();
         loop {
-            let Some(free) = self.backend.memory_bytes_free().filter(|&free| free < need) else { return Ok(()) };
+            let full =
+                onto.iter().find_map(|live| Some((live, live.device.memory_bytes_free().filter(|&free| free < need)?)));
+            let Some((live, free)) = full else { return Ok(()) };
             let leaving = self.serving().leaving.iter().any(|alive| alive.strong_count() > 0);
             if !leaving || started.elapsed() > LEAVING_TIME_MAX {
                 return Err(format!(
                     "there is no room for the new revision beside the one that serves: its weights take about {need} bytes, \
                      and {} has {free} bytes of memory left; start a service with the new revision, and stop this one when \
                      that is ready",
-                    self.backend.name()
+                    live.device.name()
                 )
                 .into());
             }
@@ -228,63 +253,86 @@ impl<B: Backend> Loader<B> {
         }
     }
 
-    fn prepare_retriever(
+    /// Loads what was opened onto all replicas, where no revision serves.
+    fn prepare<T: ?Sized>(
         &self,
+        part: &Part<'_, T>,
         opened: OpenedModel,
         progress: Progress<'_>,
-    ) -> Result<Prepared<dyn Retriever>, BoxError> {
-        let preparing = |done, total| progress("preparing weights", done, total);
-        let loaded = load_embedder(&self.backend, &opened.files, self.load_options(&preparing))?;
-        let (columns, window_tokens) = (loaded.model.output_columns(), loaded.tokenizer.window_tokens());
-        let model = Arc::new(LoadedModel::new(Role::Retriever, vec![loaded.model]));
-        progress("checking", 0, 0);
-        probe::embedder(&loaded.tokenizer, &model)?;
+    ) -> Result<Prepared<T>, BoxError> {
+        let files = Arc::new(opened.files);
+        let placed = self.placing(part.role, true)?.place(self.live()?, &files, progress)?;
         progress("computing digests", 0, 0);
         let digests = (opened.digests)()?;
-        let format = self.options.numeric_format;
-        let revision = Revision::of(&digests, loaded.pooling, window_tokens, format);
+        Ok(self.finish(part, placed, digests, files, None))
+    }
+
+    fn finish<T: ?Sized>(
+        &self,
+        part: &Part<'_, T>,
+        placed: Placed,
+        digests: Digests,
+        files: Arc<ModelFiles>,
+        followers: Option<Followers>,
+    ) -> Prepared<T> {
+        let (model, columns) = (placed.model.clone(), placed.columns);
+        // One replica is never emptied: what it was loaded from need not be kept.
+        let files = (self.models.replicas.status().len() > 1).then_some(files);
+        let current = Current { digests, columns, alive: model.alive(), files };
+        let (contract, revision) = (part.contract)(self, placed, &digests);
+        Prepared { contract, revision, model, current, followers }
+    }
+
+    fn retriever_contract(&self, placed: Placed, digests: &Digests) -> (Arc<dyn Retriever>, Revision) {
+        let Placed { model, tokenizer, pooling, instruct, columns } = placed;
+        let (window_tokens, format) = (tokenizer.window_tokens(), self.numeric_format());
+        let revision = Revision::of(digests, pooling, window_tokens, format);
         let name = self.retriever.name.clone();
         let info = RetrieverInfo { model: name, revision: revision.clone(), dimensions: columns, window_tokens };
-        tracing::info!(
-            model = info.model,
-            %revision,
-            dimensions = columns,
-            window_tokens,
-            device = self.backend.name(),
-            "retriever loaded"
-        );
-        let keys = CacheKeyBuilder::new(&digests.model, &digests.tokenizer, loaded.pooling, window_tokens, format);
-        let current = Current { digests, columns, alive: model.alive() };
-        let tokens = Tokens::new(loaded.tokenizer, model, self.queue.clone());
-        let local = LocalRetriever { info, instruct: loaded.instruct, tokens };
-        let contract = Arc::new(CachedRetriever::new(Arc::new(local), self.cache.clone(), keys));
-        Ok(Prepared { contract, revision, current })
+        let replicas = model.replicas().len();
+        tracing::info!(model = info.model, %revision, dimensions = columns, window_tokens, replicas, "retriever loaded");
+        let keys = CacheKeyBuilder::new(&digests.model, &digests.tokenizer, pooling, window_tokens, format);
+        let tokens = Tokens::new(tokenizer, model, self.queue.clone());
+        let local = LocalRetriever { info, instruct, tokens };
+        (Arc::new(CachedRetriever::new(Arc::new(local), self.cache.clone(), keys)), revision)
     }
 
-    fn prepare_reranker(
-        &self,
-        opened: OpenedModel,
-        progress: Progress<'_>,
-    ) -> Result<Prepared<dyn Reranker>, BoxError> {
-        let preparing = |done, total| progress("preparing weights", done, total);
-        let loaded = load_reranker(&self.backend, &opened.files, self.load_options(&preparing))?;
-        let (columns, window_tokens) = (loaded.model.output_columns(), loaded.tokenizer.window_tokens());
-        let model = Arc::new(LoadedModel::new(Role::Reranker, vec![loaded.model]));
-        progress("checking", 0, 0);
-        probe::reranker(&loaded.tokenizer, &model)?;
-        progress("computing digests", 0, 0);
-        let digests = (opened.digests)()?;
-        // Pooling is in the configuration, and with it in the digest.
-        let revision = Revision::of(&digests, "", window_tokens, self.options.numeric_format);
+    fn reranker_contract(&self, placed: Placed, digests: &Digests) -> (Arc<dyn Reranker>, Revision) {
+        let Placed { model, tokenizer, pooling, .. } = placed;
+        let window_tokens = tokenizer.window_tokens();
+        let revision = Revision::of(digests, pooling, window_tokens, self.numeric_format());
         let info = RerankerInfo { model: self.reranker.name.clone(), revision: revision.clone(), window_tokens };
-        tracing::info!(model = info.model, %revision, window_tokens, device = self.backend.name(), "reranker loaded");
-        let current = Current { digests, columns, alive: model.alive() };
-        let tokens = Tokens::new(loaded.tokenizer, model, self.queue.clone());
-        Ok(Prepared { contract: Arc::new(LocalReranker { info, tokens }), revision, current })
+        let replicas = model.replicas().len();
+        tracing::info!(model = info.model, %revision, window_tokens, replicas, "reranker loaded");
+        let tokens = Tokens::new(tokenizer, model, self.queue.clone());
+        (Arc::new(LocalReranker { info, tokens }), revision)
     }
 
-    fn load_options<'a>(&self, progress: &'a dyn Fn(u64, u64)) -> LoadOptions<'a> {
-        LoadOptions { window_limit_tokens: self.options.text_tokens_max, progress }
+    /// All devices of a process are of one kind.
+    fn numeric_format(&self) -> &'static str {
+        self.models.replicas.numeric_format()
+    }
+
+    /// The replicas that work.
+    pub(crate) fn live(&self) -> Result<Vec<Live>, BoxError> {
+        let live = self.models.replicas.live();
+        if live.is_empty() {
+            let nothing = || "no replica is left".to_owned();
+            return Err(self.models.replicas.failure().unwrap_or_else(nothing).into());
+        }
+        Ok(live)
+    }
+
+    pub(crate) fn placing(&self, role: Role, first: bool) -> Result<Placing<'_>, BoxError> {
+        let opened = self.opened.get().ok_or("the devices are not open yet")?;
+        let batch_tokens_max = opened.clone()?;
+        let replicas: &Replicas = &self.models.replicas;
+        let (queue, budget, text_tokens_max) = (&*self.queue, &self.budget, self.options.text_tokens_max);
+        Ok(Placing { replicas, queue, budget, role, batch_tokens_max, text_tokens_max, first })
+    }
+
+    fn forget_need(&self, role: Role) {
+        self.budget.lock().unwrap_or_else(PoisonError::into_inner).forget(role);
     }
 
     fn serving(&self) -> MutexGuard<'_, Serving> {
@@ -293,7 +341,7 @@ impl<B: Backend> Loader<B> {
 }
 
 /// Runs `work`; what stops it, a panic included, in one line.
-fn guarded<T>(work: impl FnOnce() -> Result<T, BoxError>) -> Result<T, String> {
+pub(crate) fn guarded<T>(work: impl FnOnce() -> Result<T, BoxError>) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work))
         .unwrap_or_else(|_| Err("loading panicked; the log has the place".into()))
         .map_err(|error| error_chain(error.as_ref()))

@@ -124,7 +124,7 @@ impl Tokens {
             .into_iter()
             .map(|tokens| {
                 let (reply, receiver) = oneshot::channel();
-                (Job { model: self.model.clone(), tokens, reply }, receiver)
+                (Job::new(self.model.clone(), tokens, reply), receiver)
             })
             .unzip();
         self.queue.push(jobs)?;

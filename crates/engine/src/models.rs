@@ -1,6 +1,7 @@
 //! Both models of a process, ready or on the way.
 
-use crate::{ModelStatus, Reranker, Retriever, Role, Slot};
+use crate::{ModelStatus, Replicas, Reranker, Retriever, Role, Slot};
+use std::sync::Arc;
 
 /// The two models that a process serves. Shared between the loader, which fills the slots, and whoever answers requests.
 #[derive(Debug, Default)]
@@ -13,6 +14,8 @@ pub struct Models {
     pub retriever_source: String,
     /// Where the cross-encoder comes from, for people.
     pub reranker_source: String,
+    /// What runs them.
+    pub replicas: Arc<Replicas>,
 }
 
 impl Models {

@@ -3,11 +3,7 @@
 //! A file can be whole and fit the configuration, and hold weights that give nothing but NaN. Such a revision must not
 //! take the place of one that works. Deliberately absent: whether the answers are any good.
 
-use crate::{
-    loaded::LoadedModel,
-    local::unit_vector,
-    replica::{finite, forward},
-};
+use crate::{Role, local::unit_vector, replica::finite};
 use nexus_models::TextTokenizer;
 
 /// Of one word and of many, as they come in catalogs and in the texts of checks.
@@ -18,49 +14,34 @@ const TEXTS: [&str; 3] = [
      every 90 days; exceptions are approved in writing and reviewed once a year.",
 ];
 
-/// An embedder gives each text a direction.
-pub(crate) fn embedder(tokenizer: &TextTokenizer, model: &LoadedModel) -> Result<(), String> {
-    each_row(
-        model,
-        |text| tokenizer.encode(text).map_err(|e| e.to_string()),
-        |row| {
-            let dimensions = row.len();
-            unit_vector(row, dimensions).map(drop).ok_or_else(|| "its vector is zero".to_owned())
-        },
-    )
+/// The texts as a model of this role reads them: alone, or in pairs.
+pub(crate) fn sequences(role: Role, tokenizer: &TextTokenizer) -> Result<Vec<Vec<u32>>, String> {
+    let encode = |text: &str| match role {
+        Role::Retriever => tokenizer.encode(text),
+        Role::Reranker => tokenizer.encode_pair(TEXTS[1], text),
+    };
+    TEXTS.into_iter().map(|text| encode(text).map_err(|error| of_text(text, &error.to_string()))).collect()
 }
 
-/// A cross-encoder gives each pair a score.
-pub(crate) fn reranker(tokenizer: &TextTokenizer, model: &LoadedModel) -> Result<(), String> {
-    each_row(
-        model,
-        |text| tokenizer.encode_pair(TEXTS[1], text).map_err(|e| e.to_string()),
-        |row| {
-            if row.is_empty() { Err("it has no score".to_owned()) } else { Ok(()) }
-        },
-    )
-}
-
-fn each_row(
-    model: &LoadedModel,
-    encode: impl Fn(&str) -> Result<Vec<u32>, String>,
-    check: impl Fn(Vec<f32>) -> Result<(), String>,
-) -> Result<(), String> {
-    let of_text = |text: &str, detail: String| format!("the model does not work: for the text {text:?}, {detail}");
-    let mut sequences = Vec::with_capacity(TEXTS.len());
-    for text in TEXTS {
-        sequences.push(encode(text).map_err(|detail| of_text(text, detail))?);
+/// Whether `rows` can be what a copy gives for the texts: an embedder gives each a direction, a cross-encoder a score.
+pub(crate) fn check(role: Role, rows: Vec<Vec<f32>>) -> Result<(), String> {
+    if rows.len() != TEXTS.len() {
+        return Err(format!("the model does not work: {} rows for {} texts", rows.len(), TEXTS.len()));
     }
-    let sequences: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
-    for copy in model.copies() {
-        let rows = forward(copy, &sequences).map_err(|detail| format!("the model does not work: {detail}"))?;
-        if rows.len() != TEXTS.len() {
-            return Err(format!("the model does not work: {} rows for {} texts", rows.len(), TEXTS.len()));
-        }
-        for (text, row) in TEXTS.into_iter().zip(rows) {
-            let row = finite(row).map_err(|error| of_text(text, error.to_string()))?;
-            check(row).map_err(|detail| of_text(text, detail))?;
+    for (text, row) in TEXTS.into_iter().zip(rows) {
+        let row = finite(row).map_err(|error| of_text(text, &error.to_string()))?;
+        let dimensions = row.len();
+        match role {
+            Role::Retriever if unit_vector(row, dimensions).is_none() => {
+                return Err(of_text(text, "its vector is zero"));
+            }
+            Role::Reranker if dimensions == 0 => return Err(of_text(text, "it has no score")),
+            _ => {}
         }
     }
     Ok(())
+}
+
+fn of_text(text: &str, detail: &str) -> String {
+    format!("the model does not work: for the text {text:?}, {detail}")
 }

@@ -3,16 +3,22 @@
 //! It has a lane a model, served in turn, so that a long rerank does not hold single embeds up. It is bounded in tokens,
 //! since tokens are what a device spends its time on. Jobs whose caller has gone away are dropped when they are met.
 //!
+//! Replicas pull: who has least to do comes first. Where several are idle, what waits is shared out between them.
+//!
 //! A job names the loaded model that its tokens were made for. While one revision follows another, a lane holds jobs of
-//! both; a batch never does.
+//! both; a batch never does, and a replica takes only what it has a copy for. A job for which no replica is left is
+//! answered with that.
 
 use crate::{EngineError, QueueWaits, Role, loaded::LoadedModel, packer, waits::Waits};
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     sync::{Arc, Condvar, Mutex, MutexGuard},
     time::Instant,
 };
 use tokio::sync::oneshot;
+
+/// A pass with fewer tokens takes a GPU as long as one with a single token, about: below it, nothing is shared out.
+const SHARE_TOKENS_MIN: usize = 256;
 
 /// Tokens that go through a model, and where their row of output goes.
 #[derive(Debug)]
@@ -21,9 +27,74 @@ pub(crate) struct Job {
     pub(crate) model: Arc<LoadedModel>,
     pub(crate) tokens: Vec<u32>,
     pub(crate) reply: oneshot::Sender<Result<Vec<f32>, EngineError>>,
+    /// What went wrong the first time; there is no third.
+    pub(crate) setback: Option<Setback>,
 }
 
-/// What a replica runs next: jobs of one model, in order of arrival.
+/// Why a job is run a second time.
+#[derive(Clone, Debug)]
+pub(crate) enum Setback {
+    /// Its device failed.
+    Device(String),
+    /// It alone does not fit this replica.
+    Memory(usize, String),
+}
+
+impl Job {
+    pub(crate) fn new(
+        model: Arc<LoadedModel>,
+        tokens: Vec<u32>,
+        reply: oneshot::Sender<Result<Vec<f32>, EngineError>>,
+    ) -> Self {
+        Self { model, tokens, reply, setback: None }
+    }
+
+    /// Whether a replica that has a copy of the model may try it.
+    fn may_run_on(&self, replica: usize) -> bool {
+        !matches!(self.setback, Some(Setback::Memory(tried, _)) if tried == replica)
+    }
+
+    fn has_a_place(&self) -> bool {
+        self.model.replicas().into_iter().any(|replica| self.may_run_on(replica))
+    }
+
+    /// Answers; whoever asked may have gone away meanwhile.
+    pub(crate) fn answer(self, result: Result<Vec<f32>, EngineError>) {
+        let _ = self.reply.send(result);
+    }
+
+    /// Answers that there is nobody to run it.
+    fn give_up(self) {
+        let role = self.model.role().name();
+        let error = match &self.setback {
+            None => EngineError::Device(format!("no replica with this revision of the {role} is left")),
+            Some(Setback::Device(detail)) => {
+                EngineError::Device(format!("no replica with this revision of the {role} is left: {detail}"))
+            }
+            Some(Setback::Memory(_, detail)) => too_large(role, self.tokens.len(), detail),
+        };
+        self.answer(Err(error));
+    }
+}
+
+/// A single text that no replica has room for.
+pub(crate) fn too_large(role: &str, tokens: usize, detail: &str) -> EngineError {
+    EngineError::Model(format!(
+        "the {role} failed: a text of {tokens} tokens, alone in its batch, does not fit the memory of the device: {detail}; \
+         truncate texts to fewer tokens, or use a device with more memory"
+    ))
+}
+
+/// What a replica does next.
+#[derive(Debug)]
+pub(crate) enum Task {
+    /// Run a batch.
+    Run(Work),
+    /// Show that it works.
+    Prove,
+}
+
+/// Jobs of one model, in order of arrival.
 #[derive(Debug)]
 pub(crate) struct Work {
     pub(crate) model: Arc<LoadedModel>,
@@ -35,7 +106,6 @@ pub(crate) struct Queue {
     state: Mutex<State>,
     arrived: Condvar,
     queued_tokens_max: usize,
-    batch_tokens_max: usize,
     waits: Waits,
 }
 
@@ -45,6 +115,14 @@ struct State {
     queued_tokens: usize,
     last_served: usize,
     closed: bool,
+    abandoned: bool,
+    failed: Option<String>,
+    /// Replicas that wait for work.
+    idle: BTreeSet<usize>,
+    /// Replicas that have work, which may come back.
+    busy: BTreeSet<usize>,
+    /// Replicas that have to show that they work before they get any.
+    to_prove: BTreeSet<usize>,
 }
 
 /// A job, and since when it waits.
@@ -62,9 +140,8 @@ const fn lane_of(role: Role) -> usize {
 }
 
 impl Queue {
-    pub(crate) fn new(queued_tokens_max: usize, batch_tokens_max: usize) -> Self {
-        let (state, arrived, waits) = (Mutex::default(), Condvar::new(), Waits::default());
-        Self { state, arrived, queued_tokens_max, batch_tokens_max, waits }
+    pub(crate) fn new(queued_tokens_max: usize) -> Self {
+        Self { state: Mutex::default(), arrived: Condvar::new(), queued_tokens_max, waits: Waits::default() }
     }
 
     /// Queues all of `jobs` or none. A request larger than the whole queue is admitted when nothing else waits: it could
@@ -73,12 +150,60 @@ impl Queue {
         let tokens: usize = jobs.iter().map(|job| job.tokens.len()).sum();
         let mut state = self.lock();
         self.admit(&mut state, tokens)?;
+        // All jobs of a request are of one model. Under the lock, since a replica loses its copies before the queue is
+        // swept: a job is swept, or not let in.
+        if let Some(job) = jobs.first().filter(|job| !job.has_a_place()) {
+            let role = job.model.role().name();
+            return Err(EngineError::Device(format!("no replica with this revision of the {role} is left")));
+        }
         state.queued_tokens += tokens;
         let since = Instant::now();
         jobs.into_iter().for_each(|job| state.lanes[lane_of(job.model.role())].push_back(Queued { job, since }));
         drop(state);
         self.arrived.notify_all();
         Ok(())
+    }
+
+    /// Puts jobs back in front of all others, in their order, whether there is room or not.
+    pub(crate) fn put_back(&self, jobs: Vec<Job>) {
+        let mut state = self.lock();
+        if state.abandoned {
+            // Their callers hear that the process is shutting down.
+            return;
+        }
+        if let Some(reason) = state.failed.clone() {
+            drop(state);
+            jobs.into_iter().for_each(|job| job.answer(Err(EngineError::Device(reason.clone()))));
+            return;
+        }
+        let since = Instant::now();
+        for job in jobs.into_iter().rev() {
+            state.queued_tokens += job.tokens.len();
+            state.lanes[lane_of(job.model.role())].push_front(Queued { job, since });
+        }
+        drop(state);
+        self.arrived.notify_all();
+    }
+
+    /// Answers the jobs for which no replica is left.
+    pub(crate) fn sweep(&self) {
+        let mut state = self.lock();
+        let mut lost = Vec::new();
+        for lane in &mut state.lanes {
+            for queued in std::mem::take(lane) {
+                if queued.job.has_a_place() { lane.push_back(queued) } else { lost.push(queued.job) }
+            }
+        }
+        state.queued_tokens -= lost.iter().map(|job| job.tokens.len()).sum::<usize>();
+        drop(state);
+        self.arrived.notify_all();
+        lost.into_iter().for_each(Job::give_up);
+    }
+
+    /// Asks replicas to show that they work, before they get anything else.
+    pub(crate) fn prove(&self, replicas: &BTreeSet<usize>) {
+        self.lock().to_prove.extend(replicas);
+        self.arrived.notify_all();
     }
 
     /// Whether it refuses new work for good.
@@ -92,6 +217,9 @@ impl Queue {
     }
 
     fn admit(&self, state: &mut State, tokens: usize) -> Result<(), EngineError> {
+        if let Some(reason) = &state.failed {
+            return Err(EngineError::Device(reason.clone()));
+        }
         if state.closed {
             return Err(EngineError::ShuttingDown);
         }
@@ -105,19 +233,44 @@ impl Queue {
         if full(state) { Err(EngineError::Overloaded { retry_after_s: 1 }) } else { Ok(()) }
     }
 
-    /// The next batch; waits for one. `None` once the queue is closed and empty.
-    pub(crate) fn take(&self) -> Option<Work> {
+    /// The next batch of at most `tokens_max` tokens for a replica, or something else that it has to do; waits for it.
+    /// What it had before is done. `None` once the queue is closed and empty, and nothing can come back.
+    pub(crate) fn take(&self, replica: usize, tokens_max: usize) -> Option<Task> {
         let mut state = self.lock();
+        if state.busy.remove(&replica) && state.closed {
+            self.arrived.notify_all();
+        }
         loop {
-            if let Some(queued) = state.next(self.batch_tokens_max) {
-                drop(state);
-                return self.hand_out(queued);
-            }
-            if state.closed {
+            if state.abandoned {
                 return None;
             }
+            if state.to_prove.remove(&replica) {
+                state.idle.remove(&replica);
+                state.busy.insert(replica);
+                return Some(Task::Prove);
+            }
+            if let Some(queued) = state.next(replica, tokens_max) {
+                state.idle.remove(&replica);
+                state.busy.insert(replica);
+                drop(state);
+                return self.hand_out(queued).map(Task::Run);
+            }
+            if state.closed && state.busy.is_empty() && state.lanes.iter().all(VecDeque::is_empty) {
+                return None;
+            }
+            state.idle.insert(replica);
             state = self.arrived.wait(state).unwrap_or_else(|e| e.into_inner());
         }
+    }
+
+    /// A replica takes nothing any more.
+    pub(crate) fn leave(&self, replica: usize) {
+        let mut state = self.lock();
+        state.busy.remove(&replica);
+        state.idle.remove(&replica);
+        state.to_prove.remove(&replica);
+        drop(state);
+        self.arrived.notify_all();
     }
 
     fn hand_out(&self, queued: Vec<Queued>) -> Option<Work> {
@@ -145,13 +298,24 @@ impl Queue {
 
     /// Refuses new work and forgets what is queued: whoever waits for it is told that the process is shutting down.
     pub(crate) fn abandon(&self) {
+        drop(self.end(|state| state.abandoned = true));
+    }
+
+    /// Refuses new work and what is queued, with the reason.
+    pub(crate) fn fail(&self, reason: &str) {
+        let refused = self.end(|state| state.failed = Some(reason.to_owned()));
+        refused.into_iter().for_each(|queued| queued.job.answer(Err(EngineError::Device(reason.to_owned()))));
+    }
+
+    fn end(&self, mark: impl FnOnce(&mut State)) -> Vec<Queued> {
         let mut state = self.lock();
         state.closed = true;
+        mark(&mut state);
         state.queued_tokens = 0;
-        let forgotten = std::mem::take(&mut state.lanes);
+        let queued = std::mem::take(&mut state.lanes).into_iter().flatten().collect();
         drop(state);
         self.arrived.notify_all();
-        drop(forgotten);
+        queued
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -161,16 +325,25 @@ impl Queue {
 }
 
 impl State {
-    /// The next batch, never an empty one: jobs of one model, in order of arrival.
-    fn next(&mut self, tokens_max: usize) -> Option<Vec<Queued>> {
+    /// The next batch for a replica, never an empty one: jobs of one model, in order of arrival.
+    fn next(&mut self, replica: usize, tokens_max: usize) -> Option<Vec<Queued>> {
         for turn in 1..=self.lanes.len() {
             let lane = (self.last_served + turn) % self.lanes.len();
             self.drop_abandoned(lane);
+            let Some(first) = first_for(&self.lanes[lane], replica) else { continue };
             let queue = &mut self.lanes[lane];
-            let Some(model) = queue.front().map(|queued| Arc::clone(&queued.job.model)) else { continue };
-            let alike = queue.iter().take_while(|queued| Arc::ptr_eq(&queued.job.model, &model));
-            let count = packer::fitting(alike.map(|queued| queued.job.tokens.len()), tokens_max);
-            let batch: Vec<Queued> = queue.drain(..count).collect();
+            let model = Arc::clone(&queue[first].job.model);
+            let alike = || {
+                let runs = |queued: &&Queued| Arc::ptr_eq(&queued.job.model, &model) && queued.job.may_run_on(replica);
+                queue.range(first..).take_while(runs).map(|queued| queued.job.tokens.len())
+            };
+            let others = self.idle.iter().filter(|&&other| other != replica && model.is_on(other)).count();
+            let share = match others {
+                0 => tokens_max,
+                _ => alike().sum::<usize>().div_ceil(others + 1).max(SHARE_TOKENS_MIN).min(tokens_max),
+            };
+            let count = packer::fitting(alike(), share);
+            let batch: Vec<Queued> = queue.drain(first..first + count).collect();
             self.queued_tokens -= batch.iter().map(|queued| queued.job.tokens.len()).sum::<usize>();
             self.last_served = lane;
             return Some(batch);
@@ -190,125 +363,18 @@ impl State {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    type Reply = oneshot::Receiver<Result<Vec<f32>, EngineError>>;
-
-    fn model(role: Role) -> Arc<LoadedModel> {
-        Arc::new(LoadedModel::new(role, Vec::new()))
-    }
-
-    fn job(model: &Arc<LoadedModel>, tokens: usize) -> (Job, Reply) {
-        let (reply, receiver) = oneshot::channel();
-        (Job { model: model.clone(), tokens: vec![7; tokens], reply }, receiver)
-    }
-
-    fn embed(tokens: usize) -> (Job, Reply) {
-        job(&model(Role::Retriever), tokens)
-    }
-
-    fn lengths(work: Option<Work>) -> (Role, Vec<usize>) {
-        let work = work.expect("work");
-        assert!(work.jobs.iter().all(|job| Arc::ptr_eq(&job.model, &work.model)));
-        (work.model.role(), work.jobs.iter().map(|job| job.tokens.len()).collect())
-    }
-
-    #[test]
-    fn packs_in_order_and_takes_turns() {
-        let queue = Queue::new(1000, 10);
-        let (reranker, retriever) = (model(Role::Reranker), model(Role::Retriever));
-        let (rerank, _r): (Vec<_>, Vec<_>) = [6, 6, 6].map(|tokens| job(&reranker, tokens)).into_iter().unzip();
-        let (embed, _e): (Vec<_>, Vec<_>) = [4, 4, 4].map(|tokens| job(&retriever, tokens)).into_iter().unzip();
-        queue.push(rerank).unwrap();
-        queue.push(embed).unwrap();
-        assert_eq!(lengths(queue.take()), (Role::Reranker, vec![6]));
-        assert_eq!(lengths(queue.take()), (Role::Retriever, vec![4, 4]));
-        assert_eq!(lengths(queue.take()), (Role::Reranker, vec![6]));
-        assert_eq!(lengths(queue.take()), (Role::Retriever, vec![4]));
-        assert_eq!(lengths(queue.take()), (Role::Reranker, vec![6]));
-    }
-
-    #[test]
-    fn waits_are_those_of_jobs_that_were_handed_out() {
-        let queue = Queue::new(1000, 10);
-        let (jobs, _replies): (Vec<_>, Vec<_>) = [6, 6].map(embed).into_iter().unzip();
-        queue.push(jobs).unwrap();
-        assert_eq!((queue.take_waits().jobs, queue.queued_tokens()), (0, 12));
-        std::thread::sleep(std::time::Duration::from_millis(20));
-        queue.take();
-        let waits = queue.take_waits();
-        assert!(waits.jobs == 1 && waits.p50_ms >= 20.0, "{waits:?}");
-        assert_eq!((queue.take_waits().jobs, queue.queued_tokens()), (0, 6));
-    }
-
-    #[test]
-    fn a_batch_is_of_one_revision_and_order_is_kept() {
-        let queue = Queue::new(1000, 10);
-        let (old, new) = (model(Role::Retriever), model(Role::Retriever));
-        // Requests that began before the flip may be queued after those that began later.
-        let (jobs, _replies): (Vec<_>, Vec<_>) = [(&old, 1), (&old, 2), (&new, 3), (&old, 4), (&new, 5), (&new, 5)]
-            .map(|(m, n)| job(m, n))
-            .into_iter()
-            .unzip();
-        queue.push(jobs).unwrap();
-        for (model, expected) in [(&old, vec![1, 2]), (&new, vec![3]), (&old, vec![4]), (&new, vec![5, 5])] {
-            let work = queue.take();
-            assert!(work.as_ref().is_some_and(|work| Arc::ptr_eq(&work.model, model)));
-            assert_eq!(lengths(work), (Role::Retriever, expected));
-        }
-    }
-
-    #[test]
-    fn refuses_what_does_not_fit_whole() {
-        let queue = Queue::new(10, 10);
-        let (first, _a) = embed(8);
-        queue.push(vec![first]).unwrap();
-        let (second, third) = (embed(2), embed(1));
-        let refused = queue.push(vec![second.0, third.0]);
-        assert_eq!(refused, Err(EngineError::Overloaded { retry_after_s: 1 }));
-        assert_eq!(lengths(queue.take()), (Role::Retriever, vec![8]));
-        let (large, _b) = embed(50);
-        queue.push(vec![large]).unwrap();
-        assert_eq!(lengths(queue.take()), (Role::Retriever, vec![50]));
-    }
-
-    #[test]
-    fn forgets_jobs_nobody_waits_for_and_frees_their_place() {
-        let queue = Queue::new(10, 10);
-        let (gone, receiver) = embed(9);
-        queue.push(vec![gone]).unwrap();
-        drop(receiver);
-        let (wanted, _r) = job(&model(Role::Reranker), 3);
-        queue.push(vec![wanted]).unwrap();
-        assert_eq!(lengths(queue.take()), (Role::Reranker, vec![3]));
-        let (late, receiver) = embed(2);
-        queue.push(vec![late]).unwrap();
-        drop(receiver);
-        queue.close();
-        assert!(queue.take().is_none());
-        let (late, _l) = embed(1);
-        assert_eq!(queue.push(vec![late]), Err(EngineError::ShuttingDown));
-    }
-
-    #[test]
-    fn serves_what_is_queued_after_closing() {
-        let queue = Queue::new(10, 10);
-        let (wanted, _r) = embed(3);
-        queue.push(vec![wanted]).unwrap();
-        queue.close();
-        assert_eq!(lengths(queue.take()), (Role::Retriever, vec![3]));
-        assert!(queue.take().is_none());
-    }
-
-    #[test]
-    fn forgets_what_is_queued_when_abandoned() {
-        let queue = Queue::new(10, 10);
-        let (unlucky, receiver) = embed(3);
-        queue.push(vec![unlucky]).unwrap();
-        queue.abandon();
-        assert!(receiver.blocking_recv().is_err());
-        assert!(queue.take().is_none());
-    }
+/// The first job of a lane that a replica can take. A lane holds few models and many jobs.
+fn first_for(lane: &VecDeque<Queued>, replica: usize) -> Option<usize> {
+    let mut looked_at: Option<(&Arc<LoadedModel>, bool)> = None;
+    lane.iter().position(|Queued { job, .. }| {
+        let is_on = match looked_at {
+            Some((model, is_on)) if Arc::ptr_eq(model, &job.model) => is_on,
+            _ => job.model.is_on(replica),
+        };
+        looked_at = Some((&job.model, is_on));
+        is_on && job.may_run_on(replica)
+    })
 }
+
+#[cfg(test)]
+mod tests;

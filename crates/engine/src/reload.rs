@@ -9,14 +9,10 @@
 //!
 //! Roles are reloaded one after another: what is there twice at a time is one model, not both.
 //!
-//! On a device without room for a second copy, a reload is refused: with a single replica, to make room would be to stop
-//! serving. With several, this is the place for it: take one replica out of the routing and wait for its last job, drop
-//! its copy, load and check the new one there, flip, and let the other replicas follow, each drained while those that
-//! have the new revision serve. A [`crate::loaded::LoadedModel`] has a copy a replica for that, and names them by number;
-//! a queue that knows which replicas hold a copy is what is missing. Until there is a backend with several devices, there
-//! is one replica.
+//! On devices without room for a second copy, replicas follow one another (`rolling`); with a single replica a reload is
+//! refused then, since to make room would be to stop serving.
 
-use crate::{Models, Revision, Role, loader::Load, queue::Queue, slot::ModelState, slot::ReloadState};
+use crate::{Models, Revision, Role, loader::Loader, queue::Queue, slot::ModelState, slot::ReloadState};
 use std::sync::{
     Arc,
     atomic::{AtomicBool, Ordering},
@@ -81,14 +77,14 @@ pub enum ReloadRefused {
 pub struct Reloader(Arc<Shared>);
 
 struct Shared {
-    loader: Arc<dyn Load>,
+    loader: Arc<Loader>,
     models: Arc<Models>,
     queue: Arc<Queue>,
     running: AtomicBool,
 }
 
 impl Reloader {
-    pub(crate) fn new(loader: Arc<dyn Load>, models: Arc<Models>, queue: Arc<Queue>) -> Self {
+    pub(crate) fn new(loader: Arc<Loader>, models: Arc<Models>, queue: Arc<Queue>) -> Self {
         Self(Arc::new(Shared { loader, models, queue, running: AtomicBool::new(false) }))
     }
 

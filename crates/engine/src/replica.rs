@@ -1,48 +1,206 @@
 //! A replica: one device, and the one thread that runs models on it.
+//!
+//! What a failure costs:
+//!
+//! - A batch that the device has no room for is run in halves, down to single texts; a single one is tried once on another
+//!   replica.
+//! - A device that fails takes its replica out. The batch goes back to the front of the queue and is run once more,
+//!   elsewhere; a text that meets a second failure is answered with it.
+//! - Anything else, a panic included, is a bug of the model or a kernel: it would be the same on every replica, so that it
+//!   costs the requests of its batch and nothing else.
 
 use crate::{
     EngineError,
-    loaded::LoadedModel,
-    queue::{Job, Queue, Work},
+    queue::{Job, Queue, Setback, Task, Work, too_large},
+    replicas::Replicas,
 };
-use nexus_compute::PackedBatch;
+use nexus_compute::{ComputeError, PackedBatch};
 use nexus_models::PackedModel;
 use std::{
+    fmt,
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::Arc,
+    sync::{Arc, PoisonError},
     thread::JoinHandle,
 };
 
-/// Starts the thread of replica number `replica`, which serves `queue` until it is closed and empty.
-pub(crate) fn spawn(replica: usize, queue: Arc<Queue>) -> std::io::Result<JoinHandle<()>> {
-    std::thread::Builder::new().name(format!("replica-{replica}")).spawn(move || {
-        while let Some(Work { model, jobs }) = queue.take() {
-            let answer = on(&model, replica).and_then(|copy| {
-                let sequences: Vec<&[u32]> = jobs.iter().map(|job| job.tokens.as_slice()).collect();
-                forward(copy, &sequences)
-            });
-            match answer {
-                Ok(rows) => jobs.into_iter().zip(rows).for_each(|(job, row)| reply(job, finite(row))),
-                Err(detail) => {
-                    let error = EngineError::Model(format!("the {} failed: {detail}", model.role().name()));
-                    jobs.into_iter().for_each(|job| reply(job, Err(error.clone())));
-                }
-            }
+/// What stopped a forward pass.
+#[derive(Debug)]
+pub(crate) enum Stopped {
+    /// The device, or the model.
+    Compute(ComputeError),
+    /// A mistake in the program.
+    Bug(String),
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stopped::Compute(error) => error.fmt(f),
+            Stopped::Bug(detail) => f.write_str(detail),
         }
+    }
+}
+
+impl Stopped {
+    /// The device's failure, if it is one.
+    pub(crate) fn device_failure(&self) -> Option<Failure> {
+        match self {
+            Stopped::Compute(error) if error.is_device_failure() => {
+                Some(Failure { reason: error.to_string(), of_process: matches!(error, ComputeError::Process(_)) })
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Why a replica is taken out.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) reason: String,
+    pub(crate) of_process: bool,
+}
+
+/// Starts the thread of replica number `replica`, which serves `queue` until that is closed and empty, or its device fails.
+pub(crate) fn spawn(
+    replica: usize,
+    tokens_max: usize,
+    queue: Arc<Queue>,
+    replicas: Arc<Replicas>,
+) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().name(format!("replica-{replica}")).spawn(move || {
+        let it = Replica { replica, tokens_max, queue: &queue, replicas: &replicas };
+        let failure = catch_unwind(AssertUnwindSafe(|| it.serve())).unwrap_or_else(|_| {
+            Err(Failure { reason: "its thread panicked; the log has the place".into(), of_process: false })
+        });
+        if let Err(Failure { reason, of_process }) = failure {
+            replicas.take_out(&queue, replica, &reason, of_process);
+        }
+        queue.leave(replica);
     })
 }
 
-fn on(model: &LoadedModel, replica: usize) -> Result<&dyn PackedModel, String> {
-    model.on(replica).ok_or_else(|| format!("it has no copy on replica {replica}"))
+struct Replica<'a> {
+    replica: usize,
+    tokens_max: usize,
+    queue: &'a Queue,
+    replicas: &'a Replicas,
 }
 
-/// One row a sequence; or what stopped the model.
-pub(crate) fn forward(model: &dyn PackedModel, sequences: &[&[u32]]) -> Result<Vec<Vec<f32>>, String> {
-    let batch = PackedBatch::new(sequences).map_err(|e| e.to_string())?;
-    // A panic in a kernel is a bug, but the requests of this batch are the only ones it may cost.
+impl Replica<'_> {
+    fn serve(&self) -> Result<(), Failure> {
+        while let Some(task) = self.queue.take(self.replica, self.tokens_max) {
+            match task {
+                Task::Run(work) => self.run(work)?,
+                Task::Prove => self.prove()?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs a batch, in parts where it does not fit.
+    fn run(&self, Work { model, jobs }: Work) -> Result<(), Failure> {
+        let role = model.role().name();
+        let mut parts = vec![jobs];
+        while let Some(mut jobs) = parts.pop() {
+            let Some(copy) = model.on(self.replica) else {
+                // Drained after the batch was taken: another has it.
+                self.queue.put_back(jobs);
+                self.queue.sweep();
+                continue;
+            };
+            let sequences: Vec<&[u32]> = jobs.iter().map(|job| job.tokens.as_slice()).collect();
+            let answer = forward(self.replicas, self.replica, &*copy, &sequences);
+            // Not held any longer than it runs: the weights go with the last job.
+            drop(copy);
+            let stopped = match answer {
+                Ok(rows) => {
+                    jobs.into_iter().zip(rows).for_each(|(job, row)| job.answer(finite(row)));
+                    continue;
+                }
+                Err(stopped) => stopped,
+            };
+            if let Some(failure) = stopped.device_failure() {
+                // Out first: whoever takes the batch next has shown that it works, where that is in doubt.
+                self.replicas.take_out(self.queue, self.replica, &failure.reason, failure.of_process);
+                jobs.extend(parts.into_iter().rev().flatten());
+                let setback = |_: &Job| Setback::Device(failure.reason.clone());
+                let twice = |_: &Job, detail: &str| {
+                    EngineError::Device(format!("the {role} met a device failure twice: {detail}"))
+                };
+                self.set_back(jobs, setback, twice, &failure.reason);
+                return Err(failure);
+            }
+            match stopped {
+                Stopped::Compute(ComputeError::OutOfMemory(_)) if jobs.len() > 1 => {
+                    let second = jobs.split_off(jobs.len() / 2);
+                    self.replicas.retries();
+                    parts.extend([second, jobs]);
+                }
+                Stopped::Compute(ComputeError::OutOfMemory(detail)) => {
+                    let setback = |_: &Job| Setback::Memory(self.replica, detail.clone());
+                    self.set_back(jobs, setback, |job, detail| too_large(role, job.tokens.len(), detail), &detail);
+                }
+                stopped => {
+                    let error = EngineError::Model(format!("the {role} failed: {stopped}"));
+                    jobs.into_iter().for_each(|job| job.answer(Err(error.clone())));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Jobs that failed for the first time go back to the queue; the others are answered.
+    fn set_back(
+        &self,
+        jobs: Vec<Job>,
+        setback: impl Fn(&Job) -> Setback,
+        error: impl Fn(&Job, &str) -> EngineError,
+        detail: &str,
+    ) {
+        let (first, second): (Vec<Job>, Vec<Job>) = jobs.into_iter().partition(|job| job.setback.is_none());
+        for job in second {
+            let error = error(&job, detail);
+            job.answer(Err(error));
+        }
+        if !first.is_empty() {
+            self.replicas.retries();
+            self.queue.put_back(first.into_iter().map(|job| Job { setback: Some(setback(&job)), ..job }).collect());
+            // There may be no other that could run them.
+            self.queue.sweep();
+        }
+    }
+
+    /// Runs what each model on it is checked with; only a failure of the device counts.
+    fn prove(&self) -> Result<(), Failure> {
+        for model in self.replicas.models_on(self.replica) {
+            let Some(copy) = model.on(self.replica) else { continue };
+            let probes: Vec<&[u32]> = model.probes().iter().map(Vec::as_slice).collect();
+            if let Err(stopped) = forward(self.replicas, self.replica, &*copy, &probes)
+                && let Some(failure) = stopped.device_failure()
+            {
+                return Err(failure);
+            }
+        }
+        self.replicas.proven(self.replica);
+        Ok(())
+    }
+}
+
+/// One row a sequence, by a copy that is on `replica`; or what stopped it. Waits for its turn on the device.
+pub(crate) fn forward(
+    replicas: &Replicas,
+    replica: usize,
+    model: &dyn PackedModel,
+    sequences: &[&[u32]],
+) -> Result<Vec<Vec<f32>>, Stopped> {
+    let batch = PackedBatch::new(sequences).map_err(|e| Stopped::Bug(e.to_string()))?;
+    let turn = replicas.turn(replica);
+    let held = turn.lock().unwrap_or_else(PoisonError::into_inner);
     let output = catch_unwind(AssertUnwindSafe(|| model.forward(&batch)))
-        .map_err(|_| "it panicked; the log has the place".to_owned())?
-        .map_err(|e| e.to_string())?;
+        .map_err(|_| Stopped::Bug("it panicked; the log has the place".to_owned()))?
+        .map_err(Stopped::Compute)?;
+    drop(held);
+    replicas.ran(batch.tokens().len());
     Ok(output.chunks_exact(model.output_columns()).map(<[f32]>::to_vec).collect())
 }
 
@@ -54,128 +212,5 @@ pub(crate) fn finite(row: Vec<f32>) -> Result<Vec<f32>, EngineError> {
     }
 }
 
-fn reply(job: Job, result: Result<Vec<f32>, EngineError>) {
-    // Whoever asked may have gone away meanwhile.
-    let _ = job.reply.send(result);
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Role;
-    use nexus_compute::ComputeError;
-    use tokio::sync::oneshot;
-
-    /// Doubles the first token of each sequence; token 13 panics, 14 is a device error, 15 gives NaN for its own row.
-    struct Fake;
-
-    impl PackedModel for Fake {
-        fn output_columns(&self) -> usize {
-            1
-        }
-
-        fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ComputeError> {
-            let first: Vec<u32> = batch.ranges().map(|range| batch.tokens()[range.start]).collect();
-            assert!(!first.contains(&13), "unlucky");
-            if first.contains(&14) {
-                return Err(ComputeError::Device("gone".into()));
-            }
-            Ok(first.iter().map(|&t| if t == 15 { f32::NAN } else { 2.0 * t as f32 }).collect())
-        }
-    }
-
-    /// What each batch of sequences gives, one batch after another through one replica.
-    fn answers(batches: &[&[u32]]) -> Vec<Vec<Result<f32, String>>> {
-        let queue = Arc::new(Queue::new(1000, 1000));
-        let model = Arc::new(LoadedModel::new(Role::Retriever, vec![Box::new(Fake)]));
-        let replica = spawn(0, queue.clone()).unwrap();
-        let answers = batches
-            .iter()
-            .map(|batch| {
-                let (jobs, replies): (Vec<_>, Vec<_>) = batch
-                    .iter()
-                    .map(|&token| {
-                        let (reply, receiver) = oneshot::channel();
-                        (Job { model: model.clone(), tokens: vec![token, 1], reply }, receiver)
-                    })
-                    .unzip();
-                queue.push(jobs).unwrap();
-                let answer = |reply: oneshot::Receiver<Result<Vec<f32>, EngineError>>| {
-                    reply.blocking_recv().unwrap().map(|row| row[0]).map_err(|e| e.to_string())
-                };
-                replies.into_iter().map(answer).collect()
-            })
-            .collect();
-        queue.close();
-        replica.join().unwrap();
-        answers
-    }
-
-    #[test]
-    fn a_failing_batch_fails_its_own_requests_and_nothing_else() {
-        let answers = answers(&[&[1, 2], &[3, 13], &[4], &[14], &[5, 15, 6]]);
-        assert_eq!(answers[0], [Ok(2.0), Ok(4.0)]);
-        assert!(answers[1].iter().all(|a| a.as_ref().is_err_and(|e| e.contains("panicked"))), "{:?}", answers[1]);
-        assert_eq!(answers[2], [Ok(8.0)]);
-        assert_eq!(answers[3], [Err("the retriever failed: device failure: gone".to_owned())]);
-        assert_eq!((&answers[4][0], &answers[4][2]), (&Ok(10.0), &Ok(12.0)));
-        assert!(answers[4][1].as_ref().is_err_and(|e| e.contains("not finite")));
-    }
-
-    #[test]
-    fn a_model_without_a_copy_is_an_error() {
-        let queue = Arc::new(Queue::new(1000, 1000));
-        let replica = spawn(0, queue.clone()).unwrap();
-        let model = Arc::new(LoadedModel::new(Role::Reranker, Vec::new()));
-        let (reply, receiver) = oneshot::channel();
-        queue.push(vec![Job { model, tokens: vec![1], reply }]).unwrap();
-        let error = receiver.blocking_recv().unwrap().unwrap_err();
-        assert_eq!(error.to_string(), "the reranker failed: it has no copy on replica 0");
-        queue.close();
-        replica.join().unwrap();
-    }
-
-    /// Waits in `forward` until it is told to go on.
-    struct Held(std::sync::Mutex<std::sync::mpsc::Receiver<()>>);
-
-    impl PackedModel for Held {
-        fn output_columns(&self) -> usize {
-            1
-        }
-
-        fn forward(&self, batch: &PackedBatch) -> Result<Vec<f32>, ComputeError> {
-            self.0.lock().unwrap().recv().unwrap();
-            Ok(vec![1.0; batch.ranges().count()])
-        }
-    }
-
-    #[test]
-    fn the_weights_go_with_the_last_job_and_not_before() {
-        let queue = Arc::new(Queue::new(1000, 1));
-        let replica = spawn(0, queue.clone()).unwrap();
-        let (go_on, held) = std::sync::mpsc::channel();
-        let model = Arc::new(LoadedModel::new(Role::Retriever, vec![Box::new(Held(held.into()))]));
-        let alive = model.alive();
-        let (jobs, replies): (Vec<_>, Vec<_>) = (0..2)
-            .map(|_| {
-                let (reply, receiver) = oneshot::channel();
-                (Job { model: model.clone(), tokens: vec![1], reply }, receiver)
-            })
-            .unzip();
-        queue.push(jobs).unwrap();
-        // From here on, only the jobs hold it.
-        drop(model);
-        for reply in replies {
-            assert!(alive.upgrade().is_some());
-            go_on.send(()).unwrap();
-            assert_eq!(reply.blocking_recv().unwrap(), Ok(vec![1.0]));
-        }
-        let started = std::time::Instant::now();
-        while alive.upgrade().is_some() {
-            assert!(started.elapsed() < std::time::Duration::from_secs(60), "the weights are still held");
-            std::thread::sleep(std::time::Duration::from_millis(1));
-        }
-        queue.close();
-        replica.join().unwrap();
-    }
-}
+mod tests;

@@ -4,7 +4,7 @@ mod support;
 
 use nexus_compute::reference::Reference;
 use nexus_engine::{
-    Arrival, BoxError, Engine, EngineOptions, ModelSource, ModelState, Outcome, ReloadState, Revision, Role,
+    Arrival, BoxError, Devices, Engine, EngineOptions, ModelSource, ModelState, Outcome, ReloadState, Revision, Role,
 };
 use nexus_storage::NoCache;
 use std::path::Path;
@@ -13,8 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::{item, model, source, wait};
 
-const OPTIONS: EngineOptions =
-    EngineOptions { batch_tokens_max: 64, queue_tokens_max: 10_000, text_tokens_max: 32, numeric_format: "f32" };
+const OPTIONS: EngineOptions = EngineOptions { queue_tokens_max: 10_000, text_tokens_max: 32 };
 
 /// A transfer that ends when a test says so, well or not.
 struct Transfer {
@@ -64,7 +63,14 @@ impl Openings {
 
     fn start(self: &Arc<Self>) -> Engine {
         let nothing = ModelSource { name: "nothing".into(), open: Arc::new(|_| Err("nothing".into())) };
-        Engine::start(Arc::new(Reference), OPTIONS, Arc::new(NoCache::new()), self.source(), nothing).unwrap()
+        Engine::start(
+            || Ok(Devices::new(vec![Arc::new(Reference)], 64)),
+            OPTIONS,
+            Arc::new(NoCache::new()),
+            self.source(),
+            nothing,
+        )
+        .unwrap()
     }
 
     fn opened(&self) -> usize {

@@ -4,16 +4,22 @@ mod support;
 
 use futures::{FutureExt, future::BoxFuture};
 use nexus_compute::reference::Reference;
-use nexus_engine::{EmbedItem, Engine, EngineError, EngineOptions, ModelSource, ModelState, Role};
+use nexus_engine::{Devices, EmbedItem, Engine, EngineError, EngineOptions, ModelSource, ModelState, Role};
 use nexus_storage::NoCache;
 use std::sync::Arc;
 use support::{item, model, source, wait};
 
-const OPTIONS: EngineOptions =
-    EngineOptions { batch_tokens_max: 64, queue_tokens_max: 10_000, text_tokens_max: 32, numeric_format: "f32" };
+const OPTIONS: EngineOptions = EngineOptions { queue_tokens_max: 10_000, text_tokens_max: 32 };
 
 fn start(retriever: ModelSource, reranker: ModelSource) -> Engine {
-    Engine::start(Arc::new(Reference), OPTIONS, Arc::new(NoCache::new()), retriever, reranker).unwrap()
+    Engine::start(
+        || Ok(Devices::new(vec![Arc::new(Reference)], 64)),
+        OPTIONS,
+        Arc::new(NoCache::new()),
+        retriever,
+        reranker,
+    )
+    .unwrap()
 }
 
 #[tokio::test]

@@ -1,12 +1,15 @@
 //! Reloads of real (tiny) models on the reference backend: what swaps, what does not, and who notices.
 
 mod support;
+#[path = "support/tensors.rs"]
+mod tensors;
 #[path = "support/tight.rs"]
 mod tight;
 
 use futures::FutureExt;
 use nexus_engine::{
-    EmbedItem, Engine, EngineOptions, ModelSource, ModelState, Outcome, ReloadRefused, ReloadState, Reloaded, Role,
+    Devices, EmbedItem, Engine, EngineOptions, ModelSource, ModelState, Outcome, ReloadRefused, ReloadState, Reloaded,
+    Role,
 };
 use nexus_storage::MemoryCache;
 use std::{
@@ -16,10 +19,10 @@ use std::{
 };
 use support::{item, model, source, wait};
 use tempfile::TempDir;
+use tensors::{change_tensor, replace};
 use tight::Tight;
 
-const OPTIONS: EngineOptions =
-    EngineOptions { batch_tokens_max: 64, queue_tokens_max: 10_000, text_tokens_max: 32, numeric_format: "f32" };
+const OPTIONS: EngineOptions = EngineOptions { queue_tokens_max: 10_000, text_tokens_max: 32 };
 
 /// An engine on two folders, in which tests put one revision after another.
 struct Served {
@@ -63,34 +66,20 @@ impl Served {
 }
 
 fn start(device: Arc<Tight>, retriever: ModelSource, reranker: ModelSource) -> Engine {
-    Engine::start(device, OPTIONS, Arc::new(MemoryCache::new(1 << 20)), retriever, reranker).unwrap()
+    Engine::start(
+        move || Ok(Devices::new(vec![device], 64)),
+        OPTIONS,
+        Arc::new(MemoryCache::new(1 << 20)),
+        retriever,
+        reranker,
+    )
+    .unwrap()
 }
 
 async fn embed(engine: &Engine, item: EmbedItem) -> (Vec<f32>, bool) {
     let retriever = engine.models().retriever.get().unwrap();
     let embedding = retriever.embed(vec![item]).await.unwrap().remove(0);
     (embedding.vector.to_vec(), embedding.cache_hit)
-}
-
-/// Puts `change` to the f32 values of the tensor `name` in `folder`, in a new file.
-fn change_tensor(folder: &Path, name: &str, change: impl Fn(f32) -> f32) {
-    let path = folder.join("model.safetensors");
-    let mut bytes = std::fs::read(&path).unwrap();
-    let header = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    let json: serde_json::Value = serde_json::from_slice(&bytes[8..header]).unwrap();
-    assert_eq!(json[name]["dtype"], "F32", "{json}");
-    let offset = |i: usize| header + json[name]["data_offsets"][i].as_u64().unwrap() as usize;
-    for value in bytes[offset(0)..offset(1)].as_chunks_mut::<4>().0 {
-        *value = change(f32::from_le_bytes(*value)).to_le_bytes();
-    }
-    replace(&path, &bytes);
-}
-
-/// A file that is mapped must not be shortened: the new one takes its name.
-fn replace(path: &Path, bytes: &[u8]) {
-    let new = path.with_extension("new");
-    std::fs::write(&new, bytes).unwrap();
-    std::fs::rename(new, path).unwrap();
 }
 
 #[tokio::test]

@@ -18,7 +18,10 @@ mod weights;
 
 pub use error::LoadError;
 pub use files::{ModelFiles, WaitForFile};
-pub use registry::{LoadOptions, LoadedEmbedder, LoadedReranker, load_embedder, load_reranker};
+pub use registry::{
+    LoadOptions, LoadedEmbedder, LoadedReranker, MemoryNeed, embedder_memory, load_embedder, load_reranker,
+    reranker_memory,
+};
 pub use tokenizer::{EncodeError, TextTokenizer};
 pub use weights::Weights;
 

@@ -74,6 +74,15 @@ impl Qwen3Config {
             positions: config.size_or("max_position_embeddings", Some(32_768))?,
         })
     }
+
+    /// Bytes of device memory that a forward pass of `tokens` tokens takes beside the weights, about: what is held at its
+    /// widest moment, in the second half of a layer, with `element_bytes` a number and a residual stream in f32. Scores of
+    /// attention are not in it: they are no matrix on devices with little memory.
+    pub fn workspace_bytes(&self, tokens: usize, element_bytes: usize) -> u64 {
+        let Self { hidden, intermediate, heads, .. } = self;
+        let columns = heads.fused_columns() + heads.output_columns() + 2 * intermediate + intermediate.max(hidden);
+        (tokens as u64).saturating_mul((columns * element_bytes + 4 * hidden) as u64)
+    }
 }
 
 /// Puts a task description in front of a query, the way Qwen3-Embedding was trained (no space after `Query:`).

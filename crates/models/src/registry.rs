@@ -73,6 +73,31 @@ pub fn load_reranker<B: Backend>(
     Ok(LoadedReranker { model: Box::new(model), tokenizer })
 }
 
+/// Device memory that a model takes, about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MemoryNeed {
+    /// Bytes of its weights; `None` where the files that tell are still on their way.
+    pub weights_bytes: Option<u64>,
+    /// Bytes that a forward pass takes beside them.
+    pub workspace_bytes: u64,
+}
+
+/// What an embedder takes, before any of it is loaded, with batches of `tokens` tokens and `element_bytes` a number.
+pub fn embedder_memory(files: &ModelFiles, tokens: usize, element_bytes: usize) -> Result<MemoryNeed, LoadError> {
+    let config = Config::read(files, "config.json")?;
+    config.only("model_type", "(absent)", &["qwen3"])?;
+    let workspace_bytes = Qwen3Config::new(&config)?.workspace_bytes(tokens, element_bytes);
+    Ok(MemoryNeed { weights_bytes: Weights::open(files, &|_, _| {})?.bytes_expected(), workspace_bytes })
+}
+
+/// What a cross-encoder takes, as [`embedder_memory`] tells of an embedder.
+pub fn reranker_memory(files: &ModelFiles, tokens: usize, element_bytes: usize) -> Result<MemoryNeed, LoadError> {
+    let config = Config::read(files, "config.json")?;
+    config.only("model_type", "(absent)", &["modernbert"])?;
+    let workspace_bytes = ModernBertConfig::new(&config)?.workspace_bytes(tokens, element_bytes);
+    Ok(MemoryNeed { weights_bytes: Weights::open(files, &|_, _| {})?.bytes_expected(), workspace_bytes })
+}
+
 /// How an embedder pools: `1_Pooling/config.json` of sentence-transformers where there is one, else the last token.
 fn embedder_pooling(files: &ModelFiles) -> Result<Pooling, LoadError> {
     let Some(config) = Config::read_optional(files, "1_Pooling/config.json")? else {

@@ -159,6 +159,12 @@ impl<'a> Weights<'a> {
         Ok(self.entries().map(|(_, _, entry)| widened(entry)).sum())
     }
 
+    /// [`Self::device_bytes`] where all files are here, else what the index says of them; `None` where nobody tells yet.
+    pub fn bytes_expected(&self) -> Option<u64> {
+        let all_read = self.shards.values().all(|cell| cell.get().is_some());
+        if all_read { self.device_bytes().ok() } else { self.bytes_total }
+    }
+
     /// The tensors of a file; reads its header, and waits for it, the first time.
     fn shard(&self, shard: &str) -> Result<&Header, LoadError> {
         let missing = || LoadError::malformed(self.main_file(), format!("{shard} is not one of its shards"));

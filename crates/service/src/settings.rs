@@ -90,17 +90,18 @@ pub struct ModelSettings {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Engine")]
 pub struct EngineSettings {
-    /// Device that runs the models; `auto` takes the best one there is
-    #[arg(long, env = "NEXUS_DEVICE", value_name = "auto|cpu", default_value = "auto")]
+    /// What runs the models: `cpu`; `cuda`, all NVIDIA GPUs that can be used, or `cuda:0,2`, these; `auto`, all such GPUs or
+    /// else the CPU
+    #[arg(long, env = "NEXUS_DEVICE", value_name = "auto|cpu|cuda|cuda:0,2", default_value = "auto")]
     pub device: Device,
 
     /// Threads that compute on the CPU; 0 takes all cores
     #[arg(long, env = "NEXUS_CPU_THREADS", value_name = "N", default_value = "0", value_parser = values::threads)]
     pub cpu_threads: usize,
 
-    /// Most tokens that are computed at once; longer texts are computed alone
-    #[arg(long, env = "NEXUS_BATCH_TOKENS_MAX", value_name = "TOKENS", default_value = "4096", value_parser = values::positive)]
-    pub batch_tokens_max: NonZeroUsize,
+    /// Most tokens that a device computes at once; longer texts are computed alone; 0 is 4096 on a CPU and 16384 on a GPU
+    #[arg(long, env = "NEXUS_BATCH_TOKENS_MAX", value_name = "TOKENS", default_value = "0", value_parser = values::count)]
+    pub batch_tokens_max: usize,
 
     /// Most tokens that wait; requests beyond are answered 503
     #[arg(long, env = "NEXUS_QUEUE_TOKENS_MAX", value_name = "TOKENS", default_value = "1048576", value_parser = values::positive)]
@@ -262,10 +263,15 @@ pub struct HttpSettings {
 impl Settings {
     /// Checks what no single value can tell. The message names the settings at fault.
     pub fn check(&self) -> Result<(), String> {
-        if self.engine.queue_tokens_max < self.engine.batch_tokens_max {
+        // Left to the device, it is no less than that.
+        let batch_tokens_max = match self.engine.batch_tokens_max {
+            0 => crate::wiring::CPU_BATCH_TOKENS,
+            tokens => tokens,
+        };
+        if self.engine.queue_tokens_max.get() < batch_tokens_max {
             return Err(format!(
-                "NEXUS_QUEUE_TOKENS_MAX={}: expected at least NEXUS_BATCH_TOKENS_MAX, which is {}",
-                self.engine.queue_tokens_max, self.engine.batch_tokens_max
+                "NEXUS_QUEUE_TOKENS_MAX={}: expected at least NEXUS_BATCH_TOKENS_MAX, which is {batch_tokens_max}",
+                self.engine.queue_tokens_max
             ));
         }
         self.models.check_hub_names()?;

@@ -5,7 +5,7 @@
 
 use crate::shutdown::Lifecycle;
 use crate::wiring::Running;
-use nexus_engine::QueueWaits;
+use nexus_engine::{QueueWaits, ReplicaCounts, ReplicaState};
 use nexus_storage::{CacheStats, Circuit};
 use std::convert::Infallible;
 use std::io::IsTerminal as _;
@@ -18,6 +18,7 @@ const EVERY: Duration = Duration::from_secs(60);
 pub struct Stats {
     cache: CacheStats,
     answers: (u64, u64),
+    replicas: ReplicaCounts,
 }
 
 impl Stats {
@@ -33,7 +34,9 @@ impl Stats {
     pub fn line(&mut self, running: &Running, lifecycle: &Lifecycle) {
         let QueueWaits { jobs, p50_ms, p95_ms, max_ms } = running.take_queue_waits();
         let (cache, answers) = (running.cache.stats(), lifecycle.answers());
-        let before = std::mem::replace(self, Self { cache, answers });
+        let (status, replicas) = (running.models.replicas.status(), running.models.replicas.counts());
+        let replicas_up = status.iter().filter(|it| !matches!(it.state, ReplicaState::Failed { .. })).count();
+        let before = std::mem::replace(self, Self { cache, answers, replicas });
         let failures = |stats: &CacheStats| stats.read_failures + stats.write_failures;
         let breaker_open = u8::from(cache.reads == Circuit::Open || cache.writes == Circuit::Open);
         macro_rules! stats {
@@ -47,6 +50,12 @@ impl Stats {
                     queue_wait_ms_p95 = p95_ms,
                     queue_wait_ms_max = max_ms,
                     queued_tokens = running.queued_tokens(),
+                    replicas = status.len(),
+                    replicas_up,
+                    batches = replicas.batches - before.replicas.batches,
+                    batch_tokens = replicas.batch_tokens - before.replicas.batch_tokens,
+                    device_retries = replicas.device_retries - before.replicas.device_retries,
+                    device_failures = replicas.device_failures - before.replicas.device_failures,
                     cache_hits = cache.hits - before.cache.hits,
                     cache_misses = cache.misses - before.cache.misses,
                     cache_damaged = cache.damaged.saturating_sub(before.cache.damaged),

@@ -3,14 +3,16 @@
 #[cfg(feature = "aws")]
 pub mod bucket;
 mod cache;
+mod devices;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod models;
 pub mod targets;
 
-use crate::settings::{CacheSettings, Device, Settings};
+pub(crate) use devices::CPU_BATCH_TOKENS;
+
+use crate::settings::{CacheSettings, Settings};
 use etcetera::BaseStrategy;
-use nexus_compute::cpu::{Cpu, CpuOptions};
 use nexus_engine::{Engine, EngineOptions, Models, QueueWaits, Reloader};
 use nexus_storage::EmbeddingCache;
 use std::path::PathBuf;
@@ -29,9 +31,6 @@ pub struct Running {
 /// Why nothing could be started.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// The device is not usable.
-    #[error("the device can not be used: {0}")]
-    Device(#[from] nexus_compute::ComputeError),
     /// The operating system gives no threads.
     #[error("can not start threads: {0}")]
     Threads(#[from] std::io::Error),
@@ -60,20 +59,17 @@ impl Running {
     }
 }
 
-/// Starts the engine, and the loading of both models in the background; returns at once. To be called on a runtime.
+/// Starts the engine, which opens devices and loads both models in the background; returns at once. To be called on a runtime.
 pub fn start(settings: &Settings) -> Result<Running, StartError> {
-    let (Device::Auto | Device::Cpu) = settings.engine.device;
-    let threads = Some(settings.engine.cpu_threads).filter(|&threads| threads > 0);
-    let backend = Arc::new(Cpu::new(CpuOptions { isa: None, threads })?);
     let options = EngineOptions {
-        batch_tokens_max: settings.engine.batch_tokens_max.get(),
         queue_tokens_max: settings.engine.queue_tokens_max.get(),
         text_tokens_max: settings.engine.text_tokens_max,
-        numeric_format: "f32",
     };
     let cache = cache::open(settings);
     let (retriever, reranker) = models::sources(settings);
-    let engine = Engine::start(backend, options, cache.clone(), retriever, reranker)?;
+    let engine_settings = settings.engine.clone();
+    let open = move || devices::open(&engine_settings);
+    let engine = Engine::start(open, options, cache.clone(), retriever, reranker)?;
     Ok(Running { models: engine.models().clone(), cache, engine })
 }
 

@@ -1,19 +1,36 @@
-//! The reference backend on a device with as much memory as a test says, which counts the models that are on it.
+//! The reference backend on a device with as much memory as a test says, which counts the models that are on it, and fails
+//! when it is told.
 
 use nexus_compute::reference::{Linear, Matrix, Reference, Rope};
-use nexus_compute::{Activation, Backend, HeadNorms, Heads, Mask, Norm, PackedBatch, Pooling, Result, TensorView};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use nexus_compute::{
+    Activation, Backend, ComputeError, HeadNorms, Heads, Mask, Norm, PackedBatch, Pooling, Result, TensorView,
+};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 pub(crate) struct Tight {
     /// `u64::MAX` stands for a device that does not tell.
     pub(crate) bytes_free: AtomicU64,
+    /// Models that it has room for.
+    pub(crate) models_max: AtomicUsize,
+    /// What the next forward passes, or the preparing of weights, end with.
+    pub(crate) run_fault: Mutex<Option<ComputeError>>,
+    pub(crate) load_fault: Mutex<Option<ComputeError>>,
+    /// Sizes of the batches that were run, in tokens.
+    pub(crate) ran: Mutex<Vec<usize>>,
     held: Arc<()>,
 }
 
 impl Tight {
     pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { bytes_free: AtomicU64::new(u64::MAX), held: Arc::default() })
+        Arc::new(Self {
+            bytes_free: AtomicU64::new(u64::MAX),
+            models_max: AtomicUsize::new(usize::MAX),
+            run_fault: Mutex::default(),
+            load_fault: Mutex::default(),
+            ran: Mutex::default(),
+            held: Arc::default(),
+        })
     }
 
     /// Models whose weights are on the device: each has one embedding table.
@@ -42,12 +59,14 @@ impl Backend for Tight {
         "f32"
     }
 
-    fn warm_up_tokens(&self, _: usize) -> Vec<usize> {
-        Vec::new()
+    fn warm_up_tokens(&self, tokens_max: usize) -> Vec<usize> {
+        vec![7, tokens_max]
     }
 
     fn memory_bytes_free(&self) -> Option<u64> {
-        Some(self.bytes_free.load(Ordering::SeqCst)).filter(|&bytes| bytes < u64::MAX)
+        let full = self.models() >= self.models_max.load(Ordering::SeqCst);
+        let bytes = if full { 0 } else { self.bytes_free.load(Ordering::SeqCst) };
+        Some(bytes).filter(|&bytes| bytes < u64::MAX)
     }
 
     fn prepare_linear(&self, parts: &[TensorView<'_>], bias: &[TensorView<'_>]) -> Result<Linear> {
@@ -55,6 +74,12 @@ impl Backend for Tight {
     }
 
     fn prepare_table(&self, table: &TensorView<'_>) -> Result<Table> {
+        if let Some(fault) = self.load_fault.lock().unwrap().clone() {
+            return Err(fault);
+        }
+        if self.models() >= self.models_max.load(Ordering::SeqCst) {
+            return Err(ComputeError::OutOfMemory(format!("{} models are there", self.models())));
+        }
         Ok(Table(Reference.prepare_table(table)?, self.held.clone()))
     }
 
@@ -76,6 +101,10 @@ impl Backend for Tight {
         batch: &PackedBatch,
         forward: &dyn Fn(&Self::Batch) -> Result<Self::Tensor>,
     ) -> Result<Vec<f32>> {
+        if let Some(fault) = self.run_fault.lock().unwrap().clone() {
+            return Err(fault);
+        }
+        self.ran.lock().unwrap().push(batch.tokens().len());
         self.download(&forward(&self.upload(batch)?)?)
     }
 

@@ -10,8 +10,13 @@ use nexus_engine::Reloader;
 use nexus_storage::CacheStats;
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpListener;
+use tokio::sync::Notify;
 use tokio::time::Instant;
+
+/// For how long at most requests in flight are told that no device is left, before the process ends for that.
+const FAILURE_GRACE: Duration = Duration::from_secs(5);
 
 pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     args.settings.check().and_then(|()| args.http.check()).map_err(Failure::Usage)?;
@@ -52,19 +57,16 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
     announce(&listener)?;
 
     let shutdown_timeout = http.shutdown_timeout();
-    let (stop, stopped) = tokio::sync::oneshot::channel();
+    let stop = Notify::new();
     let serving = async {
-        let stopped = async {
-            let _ = stopped.await;
-        };
         let router = http::router(Arc::new(app));
-        let deadline = server::serve(listener, router, lifecycle, stopped, shutdown_timeout).await;
+        let deadline = server::serve(listener, router, lifecycle, stop.notified(), shutdown_timeout).await;
         finish(&running, deadline).await;
     };
     let signalled = async {
         let name = signals.next().await;
         tracing::info!(signal = name, "stopping; a second signal stops at once");
-        let _ = stop.send(());
+        stop.notify_one();
         signals.next().await;
         Failure::Interrupted
     };
@@ -79,6 +81,7 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
             Ok(())
         }
         failure = signalled => Err(failure),
+        failure = fail(running.models.replicas.ended(), &stop, FAILURE_GRACE) => Err(failure),
         () = watching => Ok(()),
         never = reload_on(hangups, running.reloader()) => match never {},
         never = stats.report(&running, &reported) => match never {},
@@ -86,7 +89,26 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
     // The last minute counts as well.
     stats.line(&running, &reported);
     terminal::clear();
+    if let Some(reason) = running.models.replicas.failure() {
+        // What is on a device that failed can not be given back in order, and the system takes it back anyway.
+        std::mem::forget(running);
+        return ended.and(Err(no_device(&reason)));
+    }
     ended
+}
+
+/// Waits until no device is left, stops, and gives it a moment.
+async fn fail(ended: impl Future<Output = String>, stop: &Notify, grace: Duration) -> Failure {
+    let reason = ended.await;
+    tracing::error!(reason, "stopping: no device is left to run the models");
+    stop.notify_one();
+    tokio::time::sleep(grace).await;
+    no_device(&reason)
+}
+
+/// A status other than 0, by which whoever started the process knows to start another.
+fn no_device(reason: &str) -> Failure {
+    Failure::Run(format!("no device is left to run the models: {reason}"))
 }
 
 /// Reloads the models at each SIGHUP. The engine logs what comes of it.
@@ -122,4 +144,22 @@ async fn finish(running: &wiring::Running, deadline: Instant) {
     }
     let CacheStats { hits, misses, damaged, dropped, .. } = running.cache.stats();
     tracing::info!(hits, misses, damaged, dropped, "the cache, since the start");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn when_no_device_is_left_it_stops_and_fails() {
+        let stop = Notify::new();
+        let (tell, told) = tokio::sync::oneshot::channel::<String>();
+        let failing = fail(async { told.await.expect("a reason") }, &stop, Duration::ZERO);
+        let stopped = async {
+            tell.send("fell off the bus".to_owned()).expect("it waits");
+            stop.notified().await;
+        };
+        let (failure, ()) = tokio::join!(failing, stopped);
+        assert!(matches!(failure, Failure::Run(line) if line.contains("fell off the bus")));
+    }
 }

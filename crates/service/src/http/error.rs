@@ -151,7 +151,7 @@ impl ApiError {
                 Self::problem(Problem::new("value_error", loc, message))
             }
             EngineError::Overloaded { retry_after_s } => Self::unavailable(error.to_string(), retry_after_s),
-            EngineError::ShuttingDown => Self::unavailable(error.to_string(), 1),
+            EngineError::ShuttingDown | EngineError::Device(_) => Self::unavailable(error.to_string(), 1),
             EngineError::Model(_) => {
                 tracing::error!(%error, "the model failed");
                 Self::refused(StatusCode::INTERNAL_SERVER_ERROR, format!("the model failed: {error}"))

@@ -4,7 +4,7 @@ use super::App;
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use nexus_engine::{ModelState, ModelStatus, Outcome, ReloadState};
+use nexus_engine::{ModelState, ModelStatus, Outcome, ReloadState, ReplicaState, ReplicaStatus};
 use serde::Serialize;
 use std::sync::Arc;
 use utoipa::ToSchema;
@@ -25,6 +25,36 @@ pub(super) struct Readiness {
     status: &'static str,
     /// Both models, the retriever first.
     models: Vec<ModelReadiness>,
+    /// What runs them, one a device; empty until the devices are open.
+    replicas: Vec<ReplicaReadiness>,
+    /// Why nothing can be computed any more; the process ends then, to be replaced.
+    detail: Option<String>,
+}
+
+/// Where one replica stands. The service is ready while each model has one that serves it.
+#[derive(Debug, Serialize, ToSchema)]
+pub(super) struct ReplicaReadiness {
+    /// The device.
+    #[schema(example = "cpu (avx512, 8 threads)")]
+    device: String,
+    /// `loading`; `serving`: it has each model that serves; `draining`: a model is being replaced on it; `failed`: it was taken
+    /// out, and the others go on.
+    #[schema(example = "serving")]
+    status: &'static str,
+    /// Why it was taken out.
+    detail: Option<String>,
+}
+
+impl From<ReplicaStatus> for ReplicaReadiness {
+    fn from(ReplicaStatus { device, state }: ReplicaStatus) -> Self {
+        let (status, detail) = match state {
+            ReplicaState::Loading => ("loading", None),
+            ReplicaState::Serving => ("serving", None),
+            ReplicaState::Draining => ("draining", None),
+            ReplicaState::Failed { reason } => ("failed", Some(reason)),
+        };
+        Self { device, status, detail }
+    }
 }
 
 /// Where one model stands.
@@ -142,7 +172,7 @@ pub(super) async fn health() -> Json<Health> {
 }
 
 /// Readiness: 200 when both models are loaded; until then 503 with what is loading and how far, and 503 with the reason
-/// when loading failed. 503, too, from the moment when the process was told to stop.
+/// when loading failed, or when no device is left. A device that fails is named in `replicas`, and the others go on. 503, too, from the moment when the process was told to stop.
 #[utoipa::path(
     get,
     path = "/ready",
@@ -155,7 +185,11 @@ pub(super) async fn health() -> Json<Health> {
 )]
 pub(super) async fn ready(State(app): State<Arc<App>>) -> (StatusCode, Json<Readiness>) {
     let models: Vec<ModelReadiness> = app.models.status().into_iter().map(ModelReadiness::from).collect();
-    let status = if app.lifecycle.is_stopping() {
+    let replicas = app.models.replicas.status().into_iter().map(ReplicaReadiness::from).collect();
+    let detail = app.models.replicas.failure();
+    let status = if detail.is_some() {
+        "failed"
+    } else if app.lifecycle.is_stopping() {
         "stopping"
     } else if models.iter().any(|model| model.status == "failed") {
         "failed"
@@ -165,5 +199,5 @@ pub(super) async fn ready(State(app): State<Arc<App>>) -> (StatusCode, Json<Read
         "ready"
     };
     let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-    (code, Json(Readiness { status, models }))
+    (code, Json(Readiness { status, models, replicas, detail }))
 }

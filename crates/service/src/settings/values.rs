@@ -81,22 +81,47 @@ impl FromStr for Toggle {
 }
 
 /// What runs the models.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Device {
-    /// The best there is: in this version, the CPU.
+    /// All GPUs that can be used, else the CPU.
     Auto,
     /// The CPU.
     Cpu,
+    /// NVIDIA GPUs: these, by number, or all that can be used.
+    Cuda(Option<Vec<usize>>),
 }
+
+const DEVICES_ALLOWED: &str = "auto, cpu, cuda, or cuda: with the numbers of GPUs, each once: cuda:0,2";
 
 impl FromStr for Device {
     type Err = String;
 
     fn from_str(s: &str) -> Result<Self, String> {
-        match s.to_ascii_lowercase().as_str() {
-            "auto" => Ok(Self::Auto),
-            "cpu" => Ok(Self::Cpu),
-            _ => Err("auto or cpu; CUDA is not in this version".to_owned()),
+        let lower = s.to_ascii_lowercase();
+        match lower.as_str() {
+            "auto" => return Ok(Self::Auto),
+            "cpu" => return Ok(Self::Cpu),
+            "cuda" => return Ok(Self::Cuda(None)),
+            _ => {}
+        }
+        let allowed = || DEVICES_ALLOWED.to_owned();
+        let numbers = lower.strip_prefix("cuda:").ok_or_else(allowed)?.split(',');
+        let numbers: Vec<usize> = numbers.map(|n| n.trim().parse().map_err(|_| allowed())).collect::<Result<_, _>>()?;
+        let twice = numbers.iter().enumerate().any(|(at, n)| numbers[..at].contains(n));
+        if twice { Err(allowed()) } else { Ok(Self::Cuda(Some(numbers))) }
+    }
+}
+
+impl fmt::Display for Device {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(None) => f.write_str("cuda"),
+            Self::Cuda(Some(numbers)) => {
+                let numbers: Vec<_> = numbers.iter().map(usize::to_string).collect();
+                write!(f, "cuda:{}", numbers.join(","))
+            }
         }
     }
 }
@@ -331,6 +356,25 @@ mod tests {
         ] {
             assert_eq!(ModelSource::parse(value), expected, "{value}");
         }
+    }
+
+    #[test]
+    fn devices_are_named_once_each() {
+        for (text, expected) in [
+            ("AUTO", Some(Device::Auto)),
+            ("cpu", Some(Device::Cpu)),
+            ("cuda", Some(Device::Cuda(None))),
+            ("cuda:0", Some(Device::Cuda(Some(vec![0])))),
+            ("CUDA:2, 0", Some(Device::Cuda(Some(vec![2, 0])))),
+            ("cuda:", None),
+            ("cuda:0,", None),
+            ("cuda:0,0", None),
+            ("cuda:-1", None),
+            ("gpu", None),
+        ] {
+            assert_eq!(text.parse::<Device>().ok(), expected, "{text:?}");
+        }
+        assert_eq!(Device::Cuda(Some(vec![2, 0])).to_string(), "cuda:2,0");
     }
 
     #[test]
