@@ -1,9 +1,8 @@
 //! `nexus bench golden`: small models against vectors that `transformers` made of them in f32.
 //!
-//! What may differ follows from how activations are stored. bf16 rounds by at most 2^-9; layers of these models (two to
-//! four) store about six activations, so that independent errors add up to sqrt(24) * 2^-9, one hundredth of a vector's
-//! length. Four times that is allowed: 0.04, which is 1 - 0.04^2 / 2 = 0.9992 as a cosine. A logit is a sum over such a
-//! vector; it may be off by 0.04 of the root mean square of the folder's logits, which is its scale.
+//! What bf16 may cost is measured: PyTorch itself, in bf16 on a CPU, is off from these vectors by up to 1.5e-3 as a
+//! cosine, and by up to 0.058 of the root mean square of a folder's logits, which is their scale. About two and a half
+//! times that is allowed here. Most mistakes listed in MISTAKES.md, beside the vectors, are beyond it.
 
 use super::device::{Job, precision};
 use super::{Failure, model, read_json};
@@ -14,9 +13,9 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Errors allowed, as `crates/models/tests/golden.rs` has them for f32: 1e-4 a component of vectors of 64 is 3e-7 here.
+/// A hundred times what the CPU's f32 is off by.
 const F32: Allowed = Allowed { cosine_error: 1e-6, logit_error: 1e-3 };
-const BF16: Allowed = Allowed { cosine_error: 1e-3, logit_error: 0.04 };
+const BF16: Allowed = Allowed { cosine_error: 4e-3, logit_error: 0.15 };
 
 #[derive(Clone, Copy)]
 struct Allowed {
