@@ -90,8 +90,8 @@ fi
 section "Clippy"
 cargo clippy --locked --workspace --all-targets -- -D warnings
 
-section "Without AWS and model hubs"
-cargo clippy --locked --package nexus --no-default-features -- -D warnings
+section "Without AWS, model hubs and built-in models, with benchmarks"
+cargo clippy --locked --package nexus --no-default-features --features bench -- -D warnings
 sdk="$(cargo tree --locked --package nexus --no-default-features --edges normal --prefix none | grep '^aws-' || true)"
 [ -z "$sdk" ] || fail "a build without the feature aws has: $sdk"
 

@@ -283,12 +283,16 @@ impl Settings {
             );
         }
         match self.models.source() {
-            ModelSource::BuiltIn if self.models.builtin == Toggle::Off => {
+            ModelSource::BuiltIn if self.models.builtin == Toggle::Off || cfg!(not(feature = "builtin")) => {
+                let why = match self.models.builtin {
+                    Toggle::Off => "NEXUS_BUILTIN=off refuses the built-in models",
+                    Toggle::On => "this program was built without models (feature builtin)",
+                };
                 // Both have to come from elsewhere, or one of them would be built in.
                 match self.models.paths().into_iter().find(|(_, path)| !path.starts_with(HUB_SCHEME)) {
                     Some((name, _)) => Err(format!(
-                        "MODEL_BUCKET is unset, and NEXUS_BUILTIN=off refuses the built-in models: set MODEL_BUCKET to a \
-                         bucket's name or to a folder that starts with /, ./, ../ or file://, or {name} to hf://owner/name"
+                        "MODEL_BUCKET is unset, and {why}: set MODEL_BUCKET to a bucket's name or to a folder that starts \
+                         with /, ./, ../ or file://, or {name} to hf://owner/name"
                     )),
                     None => Ok(()),
                 }

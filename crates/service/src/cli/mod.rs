@@ -2,6 +2,8 @@
 //!
 //! Deliberately absent: exit statuses (`main`), and settings (`settings`, where each is declared once).
 
+#[cfg(feature = "bench")]
+mod bench;
 #[cfg(feature = "aws")]
 mod cache;
 mod health;
@@ -50,6 +52,9 @@ enum Command {
     /// Create, look at or purge the DynamoDB table of embeddings
     #[cfg(feature = "aws")]
     Cache(cache::CacheArgs),
+    /// Check a device against references, and measure it
+    #[cfg(feature = "bench")]
+    Bench(bench::BenchArgs),
     /// Print the OpenAPI specification
     Openapi,
     /// Print all settings, with their variables and defaults
@@ -74,6 +79,8 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Command::Health(args) => health::run(&args),
         #[cfg(feature = "aws")]
         Command::Cache(args) => cache::run(&args),
+        #[cfg(feature = "bench")]
+        Command::Bench(args) => bench::run(&args),
         Command::Openapi => openapi::run(),
         Command::Settings(args) => settings::run(&args),
     }

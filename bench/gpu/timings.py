@@ -1,0 +1,83 @@
+"""How fast: ours, PyTorch's, and the floor. Prints one Markdown table."""
+
+import platform
+import random
+
+import floors
+import reference
+import shapes
+import torch
+import weights
+
+REPETITIONS = {"full": 10, "tiny": 3}
+# Sequences and tokens each, and how many go at once: in PyTorch by the same number.
+EMBED = {
+    "full": {"one text of 64 tokens": (1, 64, 1), "4,096 packed tokens": (64, 64, 64),
+             "32,768 packed tokens": (512, 64, 512)},
+    "tiny": {"one text of 64 tokens": (1, 64, 1), "512 packed tokens": (8, 64, 8)},
+}  # fmt: skip
+RERANK = {
+    "full": {"rerank 50 pairs of 128": (50, 128, 50), "rerank 100 pairs of 128": (100, 128, 100)},
+    "tiny": {"rerank 4 pairs of 128": (4, 128, 4)},
+}
+COSINE_ROWS = {"full": [10_000, 1_000_000], "tiny": [1_000]}
+COSINE_COLUMNS = {"full": 4096, "tiny": 256}
+TOP = 50
+
+
+def table(program, shape, device, work):
+    rate, bandwidth = floors.measure(shape, device)
+    named = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or "cpu"
+    print(f"\n{named}, PyTorch {torch.__version__}: {rate / 1e12:.3g} TFLOP/s in bf16 "
+          f"({floors.PRODUCT_SIDE[shape]} cubed), {bandwidth / 1e9:.4g} GB/s copied (read and written)\n")  # fmt: skip
+    print("| what | ours, ms | ours, tokens/s | PyTorch, ms | PyTorch / ours | floor, ms | share of the floor |")
+    print("|---|---|---|---|---|---|---|", flush=True)
+    for name, config in shapes.SHAPES[shape].items():
+        folder = weights.make(config, work / name, device)
+        loads = EMBED[shape] if shapes.is_embedder(config) else RERANK[shape]
+        sequences, batches = draw(config, loads)
+        ours = program.times(folder, sequences, batches, REPETITIONS[shape])
+        model = reference.load(config, folder, torch.bfloat16, device)
+        for load, chosen in batches.items():
+            texts = [[sequences[i] for i in batch] for batch in chosen]
+            theirs = floors.median_s(
+                lambda: [reference.forward(model, batch).cpu() for batch in texts], device, REPETITIONS[shape]
+            )
+            floor = floors.model_s(config, [[len(t) for t in batch] for batch in texts], rate, bandwidth)
+            ms = ours[load]["median_ms"]
+            row(f"{name}, {load}", ms, ours[load]["tokens"], theirs * 1e3, floor * 1e3)
+        del model
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    for count in COSINE_ROWS[shape]:
+        cosine(count, COSINE_COLUMNS[shape], device, bandwidth, REPETITIONS[shape])
+
+
+def row(what, ours_ms, tokens, theirs_ms, floor_ms):
+    print(f"| {what} | {ours_ms:.3g} | {tokens / ours_ms * 1e3:,.0f} | {theirs_ms:.3g} | {theirs_ms / ours_ms:.2f} | "
+          f"{floor_ms:.3g} | {floor_ms / ours_ms:.0%} |", flush=True)  # fmt: skip
+
+
+def draw(config, loads):
+    """Sequences for all loads, and each load's batches of indices."""
+    draw = random.Random(11)
+    sequences, batches = [], {}
+    for name, (count, tokens, at_once) in loads.items():
+        first = len(sequences)
+        sequences += [[draw.randint(3, config["vocab_size"] - 1) for _ in range(tokens)] for _ in range(count)]
+        batches[name] = [list(range(i, min(i + at_once, first + count))) for i in range(first, first + count, at_once)]
+    return sequences, batches
+
+
+def cosine(count, columns, device, bandwidth, repetitions):
+    """PyTorch's alone: no top-k of ours runs on the device yet, and its place is here."""
+    rows = torch.empty(count, columns, dtype=torch.bfloat16, device=device)
+    for part in rows.split(50_000):
+        part.copy_(torch.nn.functional.normalize(torch.randn(part.shape, device=device), dim=1))
+    source = rows[count // 2].clone()
+    best = (rows @ source).topk(TOP).indices
+    assert count // 2 in best.tolist()
+    theirs = floors.median_s(lambda: (rows @ source).topk(TOP).indices.cpu(), device, repetitions)
+    floor = rows.numel() * 2 / bandwidth
+    print(f"| cosine top-{TOP} over {count:,} x {columns}, bf16 | not on the device | | {theirs * 1e3:.3g} | | "
+          f"{floor * 1e3:.3g} | |", flush=True)  # fmt: skip

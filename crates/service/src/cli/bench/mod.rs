@@ -1,0 +1,80 @@
+//! `nexus bench`: one device against references, and how fast it is. bench/gpu.sh drives it on machines that have a GPU
+//! and no Rust.
+//!
+//! One file a command. What runs here is what serves: the same backends and models; only the tokenizer is left out, so
+//! that models of random weights need none. Deliberately absent: making models, and judging them against another
+//! framework (bench/gpu/, in Python); queues and HTTP, which are measured by a client of `nexus serve`.
+
+mod conformance;
+mod device;
+mod golden;
+mod model;
+mod npy;
+mod run;
+mod time;
+
+use super::Failure;
+use clap::{Args, Subcommand};
+use std::path::{Path, PathBuf};
+
+#[derive(Args, Debug)]
+pub(super) struct BenchArgs {
+    /// Device to run on
+    #[arg(long, global = true, value_name = "cpu|cuda:N", default_value = "cpu", value_parser = device::parse)]
+    device: device::Chosen,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Every operation against the scalar reference
+    Conformance,
+    /// Small models against the golden vectors in their folders
+    Golden {
+        /// Folders with config.json, model.safetensors and golden.json
+        #[arg(required = true, value_name = "FOLDER")]
+        folders: Vec<PathBuf>,
+    },
+    /// Run a model on token ids, and write its rows as a .npy file of f32
+    Run {
+        /// Folder with config.json and weights
+        #[arg(value_name = "MODEL_FOLDER")]
+        model: PathBuf,
+        /// JSON: {"sequences": [[id, ...], ...], "batches": [[index of a sequence, ...], ...]}
+        #[arg(long, value_name = "FILE")]
+        tokens: PathBuf,
+        /// Where the rows go, those of all batches one after another
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Time a model on token ids; prints a line of JSON for each load
+    Time {
+        /// Folder with config.json and weights
+        #[arg(value_name = "MODEL_FOLDER")]
+        model: PathBuf,
+        /// JSON: {"sequences": [[id, ...], ...], "loads": [{"name": "...", "batches": [[index, ...], ...]}]}
+        #[arg(long, value_name = "FILE")]
+        tokens: PathBuf,
+        /// Measured repetitions of each load, after two that warm up
+        #[arg(long, value_name = "N", default_value = "10")]
+        repetitions: std::num::NonZeroUsize,
+    },
+}
+
+pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
+    match &args.command {
+        Command::Conformance => device::with_backend(args.device, conformance::Conformance),
+        Command::Golden { folders } => device::with_backend(args.device, golden::Golden { folders }),
+        Command::Run { model, tokens, out } => device::with_backend(args.device, run::Run { model, tokens, out }),
+        Command::Time { model, tokens, repetitions } => {
+            device::with_backend(args.device, time::Time { model, tokens, repetitions: repetitions.get() })
+        }
+    }
+}
+
+/// Reads a file of JSON.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Failure> {
+    let failed = |error: &dyn std::fmt::Display| Failure::Run(format!("{}: {error}", path.display()));
+    serde_json::from_slice(&std::fs::read(path).map_err(|error| failed(&error))?).map_err(|error| failed(&error))
+}
