@@ -103,6 +103,10 @@ pub struct EngineSettings {
     #[arg(long, env = "NEXUS_BATCH_TOKENS_MAX", value_name = "TOKENS", default_value = "0", value_parser = values::count)]
     pub batch_tokens_max: usize,
 
+    /// Batches of at most so many tokens are recorded on a GPU and replayed; 0 records none
+    #[arg(long, env = "NEXUS_GRAPH_TOKENS_MAX", value_name = "TOKENS", default_value = "256", value_parser = values::count)]
+    pub graph_tokens_max: usize,
+
     /// Most tokens that wait; requests beyond are answered 503
     #[arg(long, env = "NEXUS_QUEUE_TOKENS_MAX", value_name = "TOKENS", default_value = "1048576", value_parser = values::positive)]
     pub queue_tokens_max: NonZeroUsize,

@@ -4,6 +4,7 @@
 pub mod bucket;
 mod cache;
 mod devices;
+pub(crate) mod gpu;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod models;
@@ -68,7 +69,8 @@ pub fn start(settings: &Settings) -> Result<Running, StartError> {
     let cache = cache::open(settings);
     let (retriever, reranker) = models::sources(settings);
     let engine_settings = settings.engine.clone();
-    let open = move || devices::open(&engine_settings);
+    let kernel_cache = cache_folder(&settings.cache).map(|folder| folder.join("kernels"));
+    let open = move || devices::open(&engine_settings, kernel_cache);
     let engine = Engine::start(open, options, cache.clone(), retriever, reranker)?;
     Ok(Running { models: engine.models().clone(), cache, engine })
 }

@@ -3,12 +3,14 @@
 //! What is chosen is decided by functions of what was found, without a device. Deliberately absent: what is needed to find
 //! one and to compute on it (`nexus_compute::cuda`), and what follows when one fails (`nexus_engine`).
 
+use super::gpu::{self, GpuOptions};
 use crate::settings::{Device, EngineSettings};
 use nexus_compute::cpu::{Cpu, CpuOptions};
-use nexus_compute::cuda::{self, Absent, DeviceOptions, Found};
+use nexus_compute::cuda::{self, Absent, Found};
 use nexus_engine::{BoxError, Devices};
 use std::fmt;
 use std::panic::resume_unwind;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Tokens in a batch where the settings leave it to the device. A CPU is busy with far fewer; a GPU gets closer to its rate
@@ -44,8 +46,8 @@ impl Note {
 }
 
 /// Opens the devices that the settings ask for. Takes seconds where there are GPUs.
-pub(super) fn open(settings: &EngineSettings) -> Result<Devices, BoxError> {
-    let (choice, notes) = choose(&settings.device, cuda::find, nothing_is_wrong)?;
+pub(super) fn open(settings: &EngineSettings, kernel_cache: Option<PathBuf>) -> Result<Devices, BoxError> {
+    let (choice, notes) = choose(&settings.device, cuda::find, Absent::is_ordinary)?;
     notes.iter().for_each(Note::log);
     let tokens = |by_device| if settings.batch_tokens_max == 0 { by_device } else { settings.batch_tokens_max };
     let cpu = || -> Result<Devices, BoxError> {
@@ -54,7 +56,8 @@ pub(super) fn open(settings: &EngineSettings) -> Result<Devices, BoxError> {
         Ok(Devices::new(vec![Arc::new(cpu)], tokens(CPU_BATCH_TOKENS)))
     };
     let Choice::Gpus { ordinals, each } = choice else { return cpu() };
-    match open_cuda(&ordinals, each, tokens(GPU_BATCH_TOKENS)) {
+    let options = GpuOptions { kernel_cache, graph_tokens_max: settings.graph_tokens_max };
+    match open_cuda(&ordinals, each, &options, tokens(GPU_BATCH_TOKENS)) {
         Err(error) if settings.device == Device::Auto => {
             tracing::warn!(
                 error,
@@ -66,23 +69,19 @@ pub(super) fn open(settings: &EngineSettings) -> Result<Devices, BoxError> {
     }
 }
 
-/// Opens GPUs by number.
-//
-// TODO(backend over CUDA): make a `Cuda::new(device, CudaOptions)` of each device, and `Devices::new` of them.
-fn open_cuda(ordinals: &[usize], each: bool, batch_tokens_max: usize) -> Result<Devices, BoxError> {
-    let options = DeviceOptions::default();
-    let opened = open_all(ordinals, each, |ordinal| cuda::Device::open(ordinal, &options))?;
-    drop(opened);
-    Err(format!("this build has no backend over CUDA, for batches of {batch_tokens_max} tokens or any other").into())
-}
-
-/// Whether a machine simply has no GPU: no driver at all.
-//
-// TODO(probe): this holds for `Absent::NoDriver` alone.
-fn nothing_is_wrong(absent: &Absent) -> bool {
-    match absent {
-        Absent::Library(_) => true,
-    }
+/// Opens GPUs by number. Only those serve that compute as they should.
+fn open_cuda(
+    ordinals: &[usize],
+    each: bool,
+    options: &GpuOptions,
+    batch_tokens_max: usize,
+) -> Result<Devices, BoxError> {
+    let opened = open_all(ordinals, each, |ordinal| {
+        let backend = gpu::open(ordinal, options).map_err(|error| error.to_string())?;
+        gpu::prove(&backend)?;
+        Ok::<_, String>(Arc::new(backend))
+    })?;
+    Ok(Devices::new(opened, batch_tokens_max))
 }
 
 /// Opens devices at once, each on a thread. With `each`, all have to open; else those that do not are passed over, unless

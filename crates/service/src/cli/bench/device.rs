@@ -1,6 +1,7 @@
 //! The device that a benchmark runs on.
 
 use super::Failure;
+use crate::wiring::gpu::{self, GpuOptions};
 use nexus_compute::Backend;
 use nexus_compute::conformance::Precision;
 use nexus_compute::cpu::{Cpu, CpuOptions};
@@ -35,10 +36,12 @@ pub(super) fn with_backend(chosen: Chosen, job: impl Job) -> Result<(), Failure>
             let cpu = Cpu::new(CpuOptions::default()).map_err(|error| Failure::Run(format!("cpu: {error}")))?;
             job.run(Arc::new(cpu))
         }
-        // The one place where a CUDA backend is to be opened.
-        Chosen::Cuda(ordinal) => Err(Failure::Run(format!(
-            "cuda:{ordinal}: this nexus has no backend for CUDA: run with --device cpu, or take a newer nexus"
-        ))),
+        Chosen::Cuda(ordinal) => {
+            // What serves by default. Kernels are compiled anew: how long that takes is part of what is looked at.
+            let options = GpuOptions { kernel_cache: None, graph_tokens_max: 256 };
+            let cuda = gpu::open(ordinal, &options).map_err(|error| Failure::Run(error.to_string()))?;
+            job.run(Arc::new(cuda))
+        }
     }
 }
 
