@@ -20,7 +20,8 @@ LAYERS = {
     "nexus-models": {"nexus-compute"},
     "nexus-engine": {"nexus-compute", "nexus-models", "nexus-storage"},
     "nexus-emulator": {"nexus-compute", "nexus-models"},
-    "nexus": {"nexus-compute", "nexus-models", "nexus-engine", "nexus-vectors", "nexus-storage"},
+    # The emulator for tests alone.
+    "nexus": {"nexus-compute", "nexus-emulator", "nexus-models", "nexus-engine", "nexus-vectors", "nexus-storage"},
 }
 
 # Only the service speaks HTTP and has a command line. socket2 and mio are what tokio's `net` feature brings.

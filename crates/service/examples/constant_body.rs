@@ -54,6 +54,7 @@ async fn serve(body: Bytes, port: u16) -> Result<(), Box<dyn Error>> {
         },
         bodies: Budget::new(1 << 30),
         targets: Arc::default(),
+        device_sets: Arc::default(),
         admin: None,
     };
     let posted = body.clone();

@@ -11,6 +11,7 @@
 
 mod builtin;
 pub mod cli;
+pub mod device_sets;
 pub mod http;
 pub mod settings;
 pub mod shutdown;

@@ -251,6 +251,10 @@ pub struct HttpSettings {
     #[arg(long, env = "NEXUS_TARGETS_BYTES_MAX", value_name = "BYTES", default_value = "16GiB")]
     pub targets_bytes_max: Bytes,
 
+    /// Most memory of the first GPU that resident target sets take, to be searched there; unset, the CPU searches all
+    #[arg(long, env = "NEXUS_TARGETS_DEVICE_BYTES_MAX", value_name = "BYTES")]
+    pub targets_device_bytes_max: Option<Bytes>,
+
     /// Token that `POST /admin/reload` asks for (`Authorization: Bearer`); unset, there is no such endpoint
     #[arg(long, env = "NEXUS_ADMIN_TOKEN", value_name = "TOKEN", hide_env_values = true, value_parser = values::token)]
     pub admin_token: Option<String>,

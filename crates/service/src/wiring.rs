@@ -8,6 +8,7 @@ pub(crate) mod gpu;
 #[cfg(feature = "hub")]
 pub mod hub;
 mod models;
+pub mod search;
 pub mod targets;
 
 pub(crate) use devices::CPU_BATCH_TOKENS;
@@ -69,10 +70,15 @@ pub fn start(settings: &Settings) -> Result<Running, StartError> {
     let cache = cache::open(settings);
     let (retriever, reranker) = models::sources(settings);
     let engine_settings = settings.engine.clone();
-    let kernel_cache = cache_folder(&settings.cache).map(|folder| folder.join("kernels"));
+    let kernel_cache = kernel_cache(settings);
     let open = move || devices::open(&engine_settings, kernel_cache);
     let engine = Engine::start(open, options, cache.clone(), retriever, reranker)?;
     Ok(Running { models: engine.models().clone(), cache, engine })
+}
+
+/// Where compiled kernels are kept.
+fn kernel_cache(settings: &Settings) -> Option<PathBuf> {
+    cache_folder(&settings.cache).map(|folder| folder.join("kernels"))
 }
 
 /// The folder of downloaded models.

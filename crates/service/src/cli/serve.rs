@@ -1,6 +1,7 @@
 //! `nexus serve`: bind, start loading, answer, and end in order.
 
 use super::{Failure, ServeArgs, ready};
+use crate::device_sets::DeviceSets;
 use crate::http::{self, Admin, App, Budget, Limits, Resident, server};
 use crate::settings::ListenSettings;
 use crate::shutdown::{Hangups, Lifecycle, Signals};
@@ -43,6 +44,8 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
 
     let targets = Arc::new(Resident::default());
     wiring::targets::open(http, settings, Arc::clone(&targets));
+    let device_sets = Arc::new(DeviceSets::default());
+    wiring::search::open(http, settings, Arc::clone(&device_sets));
 
     let lifecycle = Lifecycle::default();
     let reported = lifecycle.clone();
@@ -52,6 +55,7 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
         limits: Limits::from(http),
         bodies: Budget::new(http.bodies_bytes_max.as_usize()),
         targets,
+        device_sets,
         admin: http.admin_token.as_deref().map(|token| Admin::new(token, running.reloader().clone())),
     };
     announce(&listener)?;

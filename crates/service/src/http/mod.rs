@@ -31,6 +31,7 @@ pub use budget::Budget;
 pub use openapi::document as openapi_document;
 pub use targets::Resident;
 
+use crate::device_sets::DeviceSets;
 use crate::settings::HttpSettings;
 use crate::shutdown::Lifecycle;
 use axum::http::StatusCode;
@@ -60,6 +61,8 @@ pub struct App {
     pub bodies: Budget,
     /// Target sets that clients have sent to be kept.
     pub targets: Arc<Resident>,
+    /// Those of them that are on a GPU.
+    pub device_sets: Arc<DeviceSets>,
     /// Who may reload the models; nobody where there is no token.
     pub admin: Option<Admin>,
 }

@@ -4,6 +4,7 @@ use super::budget::Share;
 use super::error::{ApiError, BodyRefusals, Problem, Step};
 use super::ingest::{LIMITS, Opened, Sink, ingest};
 use super::{App, body};
+use crate::device_sets::DeviceSets;
 use axum::Json;
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
@@ -131,7 +132,7 @@ pub(super) async fn retrieve(State(app): State<Arc<App>>, request: Request) -> R
     let (head, share) = ingest(&app, body, Purpose::Retrieve, &mut gather).await?;
     if let Some(name) = &head.targets {
         let set = app.targets.sets()?.get(name).await?.ok_or_else(|| super::targets::unknown(name))?;
-        return in_set(head, set, share).await;
+        return in_set(head, set, share, Arc::clone(&app.device_sets)).await;
     }
     let Gather { gathered, held_bytes } = gather;
     let k = head.top_k.unwrap_or(TOP_K_DEFAULT);
@@ -165,19 +166,29 @@ impl Sink for Gather {
     }
 }
 
-async fn in_set(head: Head, set: Arc<TargetSet>, share: Share) -> Result<Response, ApiError> {
+async fn in_set(
+    head: Head,
+    set: Arc<TargetSet>,
+    share: Share,
+    on_device: Arc<DeviceSets>,
+) -> Result<Response, ApiError> {
     let Head { sources, many, top_k, .. } = head;
     let sources = sources.ok_or_else(ApiError::internal)?;
     let bytes = set.rows().len().saturating_mul(sources.len());
     let work = move || {
         let _share = share;
-        let ranked = nearest(&sources, &set, top_k.unwrap_or(TOP_K_DEFAULT))?;
+        let ranked = nearest(&sources, &set, top_k.unwrap_or(TOP_K_DEFAULT), &on_device)?;
         Ok(answer(ranked, many, |row| set.id(row)))
     };
     body::off_runtime(bytes, work).await?
 }
 
-fn nearest(sources: &Sources, set: &TargetSet, k: usize) -> Result<Vec<Vec<Scored>>, ApiError> {
+fn nearest(
+    sources: &Sources,
+    set: &Arc<TargetSet>,
+    k: usize,
+    on_device: &DeviceSets,
+) -> Result<Vec<Vec<Scored>>, ApiError> {
     let info = set.info();
     if info.rows == 0 {
         return Ok(vec![Vec::new(); sources.len()]);
@@ -202,6 +213,9 @@ fn nearest(sources: &Sources, set: &TargetSet, k: usize) -> Result<Vec<Vec<Score
     let dtype = Dtype::parse(info.dtype.name()).ok_or_else(ApiError::internal)?;
     let rows = Rows::from_bytes(set.rows(), dtype, info.dimensions).map_err(|error| damaged(&error))?;
     check_candidates(sources.len(), k, info.rows, &LIMITS)?;
+    if let Some(ranked) = on_device.nearest(set, sources, k) {
+        return Ok(ranked);
+    }
     top_k_many(sources, rows, Some(set.norms()), k, Threads::Pool).map_err(|error| damaged(&error))
 }
 

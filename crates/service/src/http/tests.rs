@@ -48,6 +48,7 @@ fn app(models: Models) -> Arc<App> {
         },
         bodies: Budget::new(BODIES_BYTES_MAX),
         targets: Arc::default(),
+        device_sets: Arc::default(),
         admin: None,
     })
 }

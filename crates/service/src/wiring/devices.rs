@@ -69,6 +69,15 @@ pub(super) fn open(settings: &EngineSettings, kernel_cache: Option<PathBuf>) -> 
     }
 }
 
+/// The first of the GPUs that run the models, if they run on GPUs.
+pub(super) fn first_gpu(settings: &EngineSettings) -> Option<usize> {
+    match choose(&settings.device, cuda::find, Absent::is_ordinary) {
+        Ok((Choice::Gpus { ordinals, .. }, _)) => ordinals.first().copied(),
+        // Said by who opens the devices for the models.
+        Ok((Choice::Cpu, _)) | Err(_) => None,
+    }
+}
+
 /// Opens GPUs by number. Only those serve that compute as they should.
 fn open_cuda(
     ordinals: &[usize],
