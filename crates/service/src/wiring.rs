@@ -67,8 +67,8 @@ pub fn start(settings: &Settings) -> Result<Running, StartError> {
     };
     let cache = cache::open(settings);
     let (retriever, reranker) = models::sources(settings);
-    let engine_settings = settings.engine.clone();
-    let open = move || devices::open(&engine_settings);
+    let (engine, cached) = (settings.engine.clone(), settings.cache.clone());
+    let open = move || devices::open(&engine, &cached);
     let engine = Engine::start(open, options, cache.clone(), retriever, reranker)?;
     Ok(Running { models: engine.models().clone(), cache, engine })
 }

@@ -3,7 +3,7 @@
 //! What is chosen is decided by functions of what was found, without a device. Deliberately absent: what is needed to find
 //! one and to compute on it (`nexus_compute::cuda`), and what follows when one fails (`nexus_engine`).
 
-use crate::settings::{Device, EngineSettings};
+use crate::settings::{CacheSettings, Device, EngineSettings};
 use nexus_compute::cpu::{Cpu, CpuOptions};
 use nexus_compute::cuda::{self, Absent, DeviceOptions, Found};
 use nexus_engine::{BoxError, Devices};
@@ -44,7 +44,7 @@ impl Note {
 }
 
 /// Opens the devices that the settings ask for. Takes seconds where there are GPUs.
-pub(super) fn open(settings: &EngineSettings) -> Result<Devices, BoxError> {
+pub(super) fn open(settings: &EngineSettings, cache: &CacheSettings) -> Result<Devices, BoxError> {
     let (choice, notes) = choose(&settings.device, cuda::find, nothing_is_wrong)?;
     notes.iter().for_each(Note::log);
     let tokens = |by_device| if settings.batch_tokens_max == 0 { by_device } else { settings.batch_tokens_max };
@@ -54,7 +54,8 @@ pub(super) fn open(settings: &EngineSettings) -> Result<Devices, BoxError> {
         Ok(Devices::new(vec![Arc::new(cpu)], tokens(CPU_BATCH_TOKENS)))
     };
     let Choice::Gpus { ordinals, each } = choice else { return cpu() };
-    match open_cuda(&ordinals, each, tokens(GPU_BATCH_TOKENS)) {
+    let options = DeviceOptions { kernel_cache: super::cache_folder(cache).map(|folder| folder.join("kernels")) };
+    match open_cuda(&ordinals, each, &options, tokens(GPU_BATCH_TOKENS)) {
         Err(error) if settings.device == Device::Auto => {
             tracing::warn!(
                 error,
@@ -69,9 +70,13 @@ pub(super) fn open(settings: &EngineSettings) -> Result<Devices, BoxError> {
 /// Opens GPUs by number.
 //
 // TODO(backend over CUDA): make a `Cuda::new(device, CudaOptions)` of each device, and `Devices::new` of them.
-fn open_cuda(ordinals: &[usize], each: bool, batch_tokens_max: usize) -> Result<Devices, BoxError> {
-    let options = DeviceOptions::default();
-    let opened = open_all(ordinals, each, |ordinal| cuda::Device::open(ordinal, &options))?;
+fn open_cuda(
+    ordinals: &[usize],
+    each: bool,
+    options: &DeviceOptions,
+    batch_tokens_max: usize,
+) -> Result<Devices, BoxError> {
+    let opened = open_all(ordinals, each, |ordinal| cuda::Device::open(ordinal, options))?;
     drop(opened);
     Err(format!("this build has no backend over CUDA, for batches of {batch_tokens_max} tokens or any other").into())
 }
