@@ -10,12 +10,15 @@ const BACKUP_CONTROL: &str = "Backups of important data are made daily and resto
 
 #[test]
 fn health_answers_at_once_and_ready_soon() {
-    let service = Service::start(&[]);
+    let service = Service::start(&[("NEXUS_DEVICE", "cpu")]);
     assert_eq!(service.get("/health").status(), 200);
     let service = service.ready();
     let answer: Value = service.get("/ready").json().expect("JSON");
     let roles: Vec<&Value> = answer["models"].as_array().expect("models").iter().map(|model| &model["role"]).collect();
     assert_eq!(roles, ["retriever", "reranker"]);
+    let [replica] = &answer["replicas"].as_array().expect("replicas")[..] else { panic!("{answer}") };
+    assert_eq!((&replica["status"], &replica["detail"]), (&"serving".into(), &Value::Null), "{replica}");
+    assert!(replica["device"].as_str().is_some_and(|device| !device.is_empty()), "{replica}");
     for model in answer["models"].as_array().expect("models") {
         assert!(model["source"].as_str().is_some_and(|source| source.contains("built-in")), "{model}");
     }
