@@ -1,5 +1,6 @@
 """What a device can do at most, measured by PyTorch, and how long a piece of work takes then at least."""
 
+import gc
 import time
 
 import shapes
@@ -12,6 +13,13 @@ COPY_BYTES = {"full": 4 << 30, "tiny": 32 << 20}
 def synchronize(device):
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
+
+
+def release():
+    """Gives memory that PyTorch keeps for later back to the device, which the binary needs next."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def median_s(work, device, repetitions, warm_ups=2):

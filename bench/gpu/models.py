@@ -1,8 +1,8 @@
 """Full-size models against PyTorch in f32 and in bf16; see README.md for what is asked for."""
 
-import gc
 import random
 
+import floors
 import numpy
 import reference
 import shapes
@@ -21,6 +21,7 @@ def check(program, shape, device, work):
     wrong = []
     for name, config in shapes.SHAPES[shape].items():
         folder = weights.make(config, work / name, device)
+        floors.release()
         draw = random.Random(7)
         top = config["vocab_size"] - 1
         texts = [[draw.randint(3, top) for _ in range(length)] for length in LENGTHS[shape]]
@@ -68,9 +69,7 @@ def run(config, folder, dtype, device, texts):
     model = reference.load(config, folder, dtype, device)
     rows = reference.alone(model, texts)
     del model
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    floors.release()
     return rows
 
 

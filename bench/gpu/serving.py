@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 
+import floors
 import shapes
 import timings
 import weights
@@ -27,6 +28,7 @@ def measure(program, shape, device, work):
     for name in names:
         config = shapes.SHAPES[shape][name]
         write_tokenizer(config, weights.make(config, work / name, device))
+    floors.release()
     embedder = shapes.SHAPES[shape][names[0]]
     clients = CLIENTS[shape]
     sequences, batches = timings.draw(embedder, {"load": (clients, TOKENS, clients)})
@@ -103,9 +105,8 @@ def serving(program, work, names):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    device = "cpu" if program.device == "cpu" else program.device
     settings = {"MODEL_BUCKET": str(work.resolve()), "RETRIEVER_MODEL_PATH": names[0], "RERANKER_MODEL_PATH": names[1],
-                "NEXUS_CACHE": "off", "NEXUS_DEVICE": device}  # fmt: skip
+                "NEXUS_CACHE": "off", "NEXUS_DEVICE": program.device}  # fmt: skip
     log = program.folder / "serve.log"
     start = time.perf_counter()
     with log.open("w") as out:

@@ -27,6 +27,7 @@ TOP = 50
 
 def table(program, shape, device, work):
     rate, bandwidth = floors.measure(shape, device)
+    floors.release()
     named = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or "cpu"
     print(f"\n{named}, PyTorch {torch.__version__}: {rate / 1e12:.3g} TFLOP/s in bf16 "
           f"({floors.PRODUCT_SIDE[shape]} cubed), {bandwidth / 1e9:.4g} GB/s copied (read and written)\n")  # fmt: skip
@@ -34,6 +35,7 @@ def table(program, shape, device, work):
     print("|---|---|---|---|---|---|---|", flush=True)
     for name, config in shapes.SHAPES[shape].items():
         folder = weights.make(config, work / name, device)
+        floors.release()
         loads = EMBED[shape] if shapes.is_embedder(config) else RERANK[shape]
         sequences, batches = draw(config, loads)
         ours = program.times(folder, sequences, batches, REPETITIONS[shape])
@@ -47,10 +49,10 @@ def table(program, shape, device, work):
             ms = ours[load]["median_ms"]
             row(f"{name}, {load}", ms, ours[load]["tokens"], theirs * 1e3, floor * 1e3)
         del model
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        floors.release()
     for count in COSINE_ROWS[shape]:
         cosine(count, COSINE_COLUMNS[shape], device, bandwidth, REPETITIONS[shape])
+        floors.release()
 
 
 def row(what, ours_ms, tokens, theirs_ms, floor_ms):
