@@ -1,5 +1,5 @@
-# One binary in two images: with CUDA's libraries, which is what `docker build` makes by itself, and slim. NVIDIA GPUs are
-# not there yet: both compute on the CPU.
+# One binary in two images: with CUDA's libraries, which is what `docker build` makes by itself, and slim. With --gpus, the first
+# computes on NVIDIA GPUs; that code has not run on a GPU yet (docs/gpus.md). Else both compute on the CPU.
 #
 #     docker build -t nexus-ecs-service .                    # CUDA's libraries
 #     docker build -t nexus-ecs-service:cpu --target cpu .   # slim
@@ -43,9 +43,9 @@ LABEL org.opencontainers.image.title="Nexus" \
       org.opencontainers.image.description="Inference service for compliance control mapping: embed, retrieve, rerank" \
       org.opencontainers.image.licenses="Apache-2.0"
 
-# `runtime` is the smallest of NVIDIA's images that has NVRTC (it will compile kernels at start, for the GPU that is there)
-# and cuBLASLt (it will multiply matrices); `base` has neither, and nothing calls them yet. The driver's library comes from
-# the host (--gpus). 12.8 asks for driver 570 or newer.
+# `runtime` is the smallest of NVIDIA's images that has NVRTC (it compiles kernels at start, for the GPU that is there) and
+# cuBLASLt (it multiplies matrices); `base` has neither. The driver's library comes from the host (--gpus). 12.8 asks for driver
+# 570 or newer.
 FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04 AS cuda
 # hadolint ignore=DL3008
 RUN apt-get update \
@@ -55,7 +55,7 @@ RUN apt-get update \
     && install -d -o nexus -g nexus /var/cache/nexus
 COPY LICENSE NOTICE /usr/share/doc/nexus/
 COPY --from=build /out/nexus /usr/local/bin/nexus
-# The user's home is the cache folder, so that what the driver will compile is kept there, too.
+# The user's home is the cache folder, so that what the driver compiles is kept there, too.
 ENV NEXUS_HOST=0.0.0.0 NEXUS_PORT=8000 NEXUS_BUILTIN=off NEXUS_CACHE_DIR=/var/cache/nexus \
     NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 USER 10001:10001

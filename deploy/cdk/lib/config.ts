@@ -67,7 +67,7 @@ export interface Config {
   };
 
   readonly capacity?: {
-    /** Default: g5.12xlarge, four A10G. NVIDIA GPUs are not there yet: until then models are computed on its cores. */
+    /** Default: g5.12xlarge, four A10G. The code for them has not run on a GPU yet: docs/gpus.md. */
     readonly instanceType?: string;
     /** GPUs of one task, all of an instance's. Default: 4. */
     readonly gpus?: number;
