@@ -1,7 +1,8 @@
 //! Both model families through the CUDA backend on the emulator: the golden vectors of `transformers`, recordings, memory.
 
+use nexus_compute::cpu::{Cpu, CpuOptions};
 use nexus_compute::cuda::{Cuda, CudaOptions};
-use nexus_compute::{Backend as _, ComputeError, PackedBatch, Pooling};
+use nexus_compute::{Backend, ComputeError, PackedBatch, Pooling};
 use nexus_emulator::Emulated;
 use nexus_models::{
     ModelFiles, PackedModel, Weights,
@@ -197,4 +198,47 @@ fn memory_that_is_missing_is_told_and_the_device_works_on() {
     gpu.gpu().set_memory_bytes(usize::MAX);
     gpu.gpu().fail_after(5, ComputeError::Device("gone".into()));
     assert!(run(112).unwrap_err().is_device_failure());
+}
+
+/// The models that the binary carries, whose heads go through the matrix instructions.
+#[test]
+fn the_built_in_models_agree_with_the_cpu() {
+    let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
+    let texts: Vec<Vec<u32>> = [5usize, 63, 1, 90, 17]
+        .iter()
+        .map(|&length| (0..length as u32).map(|i| 10 + (i * 7919 + length as u32 * 31) % 9000).collect())
+        .collect();
+    let batch = PackedBatch::new(&texts).unwrap();
+    fn run<B: Backend>(backend: B, folder: &Path, batch: &PackedBatch) -> Vec<f32> {
+        let backend = Arc::new(backend);
+        let files = ModelFiles::open(folder).unwrap();
+        let config = Config::read(&files, "config.json").unwrap();
+        let weights = Weights::open(&files, &|_, _| ()).unwrap();
+        let model: Box<dyn PackedModel> = match folder.ends_with("embedder") {
+            true => {
+                let config = Qwen3Config::new(&config).unwrap();
+                Box::new(Qwen3::load(backend, config, Pooling::Last, 128, weights).unwrap())
+            }
+            false => {
+                let config = ModernBertConfig::new(&config).unwrap();
+                Box::new(ModernBert::load(backend, config, 128, weights).unwrap())
+            }
+        };
+        model.forward(batch).unwrap()
+    }
+    for (name, columns) in [("embedder", 384), ("reranker", 1)] {
+        let folder = models.join(name);
+        let expected = run(Cpu::new(CpuOptions::default()).unwrap(), &folder, &batch);
+        let found = run(Cuda::new(Emulated::new(), CudaOptions::default()), &folder, &batch);
+        assert_eq!((found.len(), expected.len()), (columns * texts.len(), columns * texts.len()));
+        if columns == 1 {
+            let largest = expected.iter().fold(1.0f32, |largest, logit| largest.max(logit.abs()));
+            let worst = found.iter().zip(&expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(worst <= 0.02 * largest, "{found:?} {expected:?}");
+            continue;
+        }
+        for (found, expected) in found.chunks(columns).zip(expected.chunks(columns)) {
+            assert!(cosine(found, expected) > 0.999, "{name}: {}", cosine(found, expected));
+        }
+    }
 }
