@@ -39,6 +39,7 @@ inline uint4 make_uint4(u32 x, u32 y, u32 z, u32 w) { return {x, y, z, w}; }
     static void name(__VA_ARGS__);                                     \
     static const Registered registered_##name(#name, threads, &name);  \
     static void name(__VA_ARGS__)
+#define KERNEL_RESIDENT(name, threads, blocks, ...) KERNEL(name, threads, __VA_ARGS__)
 #define DYNAMIC_SHARED(type, name) type* name = reinterpret_cast<type*>(Block::current()->dynamic())
 #define SHARED(type, name, count)     \
     static const char declared_##name = 0; \
@@ -104,6 +105,11 @@ inline float quad_sum(float x) {
 inline float quad_max(float x) {
     x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
     return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+inline void sync_warp() {
+    const u32 nothing = 0;
+    Block::current()->tell(&nothing, sizeof nothing);
 }
 
 inline u32 shared_address(const void* shared) { return (u32)(static_cast<const char*>(shared) - Block::current()->dynamic()); }

@@ -84,13 +84,13 @@ kernels! {
     "attention.cu" {
         /// Causal attention, heads of 64: `(qkv bf16, out bf16, offsets i32, tile sequence i32, tile query i32, query heads,
         /// key heads, scale * log2(e), window)`; a tile without a sequence (-1) is skipped; grid `[tiles, query heads]`.
-        AttentionCausal64 = "attention_causal_64", 128 threads, 5 * attention_tile_bytes(64);
+        AttentionCausal64 = "attention_causal_64", 128 threads, 3 * attention_tile_bytes(64);
         /// The same, heads of 128.
-        AttentionCausal128 = "attention_causal_128", 128 threads, 5 * attention_tile_bytes(128);
+        AttentionCausal128 = "attention_causal_128", 128 threads, 3 * attention_tile_bytes(128);
         /// Attention to keys within `window` on either side, or to all where it is negative; heads of 64.
-        AttentionWindow64 = "attention_window_64", 128 threads, 5 * attention_tile_bytes(64);
+        AttentionWindow64 = "attention_window_64", 128 threads, 3 * attention_tile_bytes(64);
         /// The same, heads of 128.
-        AttentionWindow128 = "attention_window_128", 128 threads, 5 * attention_tile_bytes(128);
+        AttentionWindow128 = "attention_window_128", 128 threads, 3 * attention_tile_bytes(128);
     }
     "attention_any.cu" {
         /// Attention with heads of at most 256 floats, without matrix instructions: `(qkv bf16, out bf16, offsets i32, sequence

@@ -7,6 +7,9 @@ typedef unsigned long long u64;
 
 #define INLINE __device__ __forceinline__
 #define KERNEL(name, threads, ...) extern "C" __global__ void __launch_bounds__(threads, 1) name(__VA_ARGS__)
+// With registers for so many blocks at once on a multiprocessor.
+#define KERNEL_RESIDENT(name, threads, blocks, ...) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(__VA_ARGS__)
 #define DYNAMIC_SHARED(type, name) extern __shared__ __align__(128) type name[]
 #define SHARED(type, name, count) __shared__ type name[count]
 #define UNROLL _Pragma("unroll")
@@ -45,6 +48,8 @@ INLINE float quad_max(float x) {
     x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
     return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
 }
+
+INLINE void sync_warp() { __syncwarp(); }
 
 INLINE u32 shared_address(const void* shared) { return (u32)__cvta_generic_to_shared(shared); }
 
