@@ -1,6 +1,6 @@
 //! CUDA kernels executed on the CPU, thread by thread, for tests on machines without a GPU.
 //!
-//! [`Emulated`] is a [`Gpu`] whose kernels are this project's sources, compiled as C++ with another prelude: the threads of a
+//! [`Emulated`] is a [`Gpu`](nexus_compute::cuda::Gpu) whose kernels are this project's sources, compiled as C++ with another prelude: the threads of a
 //! block are fibers that wait for each other at barriers, and matrix instructions exchange registers between lanes as the PTX
 //! ISA lays them out. A launch fails where a barrier is not reached by all, where lanes are missing, and where shared memory
 //! is left; an access outside of an allocation ends the process with the kernel's name. Fresh memory is NaN, asynchronous
