@@ -25,6 +25,7 @@ def main():
     program = Program(given.binary, given.device, given.work)
     if given.part == "models":
         wrong = models.check(program, given.shape, given.device, given.work)
+        serving.outlive(program, given.shape, given.device, given.work)
     else:
         timings.table(program, given.shape, given.device, given.work)
         wrong = serving.measure(program, given.shape, given.device, given.work)

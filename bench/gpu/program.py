@@ -34,3 +34,10 @@ class Program:
         tokens.write_text(json.dumps({"sequences": sequences, "loads": loads}))
         printed = self.bench("time", model, "--tokens", tokens, "--repetitions", repetitions)
         return {line["name"]: line for line in map(json.loads, printed.splitlines())}
+
+    def search(self, rows, columns, dtype, sources, top, repetitions):
+        """What `nexus bench search` prints."""
+        sizes = {"rows": rows, "columns": columns, "dtype": dtype, "sources": sources, "top": top}
+        sizes["repetitions"] = repetitions
+        options = [word for name, value in sizes.items() for word in (f"--{name}", value)]
+        return json.loads(self.bench("search", *options))

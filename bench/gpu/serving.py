@@ -49,6 +49,16 @@ def measure(program, shape, device, work):
     return []
 
 
+def outlive(program, shape, device, work):
+    """One of two replicas on the device fails; ends the run where an answer is missing or wrong. The embedder is the small
+    one, two of which fit any device."""
+    small, large = list(shapes.SHAPES["tiny"].items())[0], list(shapes.SHAPES[shape].items())[1]
+    for name, config in (small, large):
+        write_tokenizer(config, weights.make(config, work / name, device))
+    floors.release()
+    print(program.bench("replicas", work / small[0], work / large[0]), end="", flush=True)
+
+
 def write_tokenizer(config, folder):
     """One word a token. Every text ends in one end token; pairs are framed as cross-encoders want it."""
     vocabulary = {f"w{i}": i for i in range(config["vocab_size"])}

@@ -23,6 +23,7 @@ RERANK = {
 COSINE_ROWS = {"full": [10_000, 1_000_000], "tiny": [1_000]}
 COSINE_COLUMNS = {"full": 4096, "tiny": 256}
 TOP = 50
+DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
 def table(program, shape, device, work):
@@ -51,8 +52,8 @@ def table(program, shape, device, work):
         del model
         floors.release()
     for count in COSINE_ROWS[shape]:
-        cosine(count, COSINE_COLUMNS[shape], device, bandwidth, REPETITIONS[shape])
-        floors.release()
+        for dtype in DTYPES:
+            cosine(program, count, COSINE_COLUMNS[shape], dtype, device, bandwidth, REPETITIONS[shape])
 
 
 def row(what, ours_ms, tokens, theirs_ms, floor_ms):
@@ -71,15 +72,27 @@ def draw(config, loads):
     return sequences, batches
 
 
-def cosine(count, columns, device, bandwidth, repetitions):
-    """PyTorch's alone: no top-k of ours runs on the device yet, and its place is here."""
-    rows = torch.empty(count, columns, dtype=torch.bfloat16, device=device)
+def cosine(program, count, columns, dtype, device, bandwidth, repetitions):
+    """Two rows for a matrix: one source and eight. Ours is compared with the CPU's ranking by the binary itself."""
+    floor_ms = count * columns * DTYPES[dtype].itemsize / bandwidth * 1e3
+    for sources in (1, 8):
+        what = f"cosine top-{TOP} over {count:,} x {columns}, {dtype}, sources: {sources}"
+        ours = program.search(count, columns, dtype, sources, TOP, repetitions)
+        theirs_ms = pytorch_cosine_ms(count, columns, DTYPES[dtype], sources, device, repetitions)
+        floors.release()
+        refused = ours.get("device_refused")
+        ms = ours["cpu_median_ms"] if device == "cpu" else ours.get("device_median_ms")
+        share = f"{theirs_ms / ms:.2f} | {floor_ms:.3g} | {floor_ms / ms:.0%}" if ms else f"| {floor_ms:.3g} |"
+        print(f"| {what}; our CPU {ours['cpu_median_ms']:.3g} ms | {f'{ms:.3g}' if ms else refused} | | "
+              f"{theirs_ms:.3g} | {share} |", flush=True)  # fmt: skip
+
+
+def pytorch_cosine_ms(count, columns, dtype, sources, device, repetitions):
+    rows = torch.empty(count, columns, dtype=dtype, device=device)
     for part in rows.split(50_000):
         part.copy_(torch.nn.functional.normalize(torch.randn(part.shape, device=device), dim=1))
-    source = rows[count // 2].clone()
-    best = (rows @ source).topk(TOP).indices
-    assert count // 2 in best.tolist()
-    theirs = floors.median_s(lambda: (rows @ source).topk(TOP).indices.cpu(), device, repetitions)
-    floor = rows.numel() * 2 / bandwidth
-    print(f"| cosine top-{TOP} over {count:,} x {columns}, bf16 | not on the device | | {theirs * 1e3:.3g} | | "
-          f"{floor * 1e3:.3g} | |", flush=True)  # fmt: skip
+    own = [(2 * n + 1) * count // (2 * sources) for n in range(sources)]
+    asked = rows[own].T.contiguous()
+    best = (rows @ asked).topk(TOP, dim=0).indices
+    assert all(row in best[:, n].tolist() for n, row in enumerate(own))
+    return floors.median_s(lambda: (rows @ asked).topk(TOP, dim=0).indices.cpu(), device, repetitions) * 1e3

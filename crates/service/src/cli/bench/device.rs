@@ -5,6 +5,7 @@ use crate::wiring::gpu::{self, GpuOptions};
 use nexus_compute::Backend;
 use nexus_compute::conformance::Precision;
 use nexus_compute::cpu::{Cpu, CpuOptions};
+use nexus_compute::cuda::{Cuda, Device};
 use std::sync::Arc;
 
 /// What `--device` names.
@@ -29,20 +30,35 @@ pub(super) trait Job {
     fn run<B: Backend>(self, backend: Arc<B>) -> Result<(), Failure>;
 }
 
+/// Work for two backends of one device.
+pub(super) trait PairJob {
+    fn run<B: Backend>(self, backends: [Arc<B>; 2]) -> Result<(), Failure>;
+}
+
 /// Opens the device and does `job` on it.
 pub(super) fn with_backend(chosen: Chosen, job: impl Job) -> Result<(), Failure> {
     match chosen {
-        Chosen::Cpu => {
-            let cpu = Cpu::new(CpuOptions::default()).map_err(|error| Failure::Run(format!("cpu: {error}")))?;
-            job.run(Arc::new(cpu))
-        }
-        Chosen::Cuda(ordinal) => {
-            // What serves by default. Kernels are compiled anew: how long that takes is part of what is looked at.
-            let options = GpuOptions { kernel_cache: None, graph_tokens_max: 256 };
-            let cuda = gpu::open(ordinal, &options).map_err(|error| Failure::Run(error.to_string()))?;
-            job.run(Arc::new(cuda))
-        }
+        Chosen::Cpu => job.run(open_cpu()?),
+        Chosen::Cuda(ordinal) => job.run(open_cuda(ordinal)?),
     }
+}
+
+/// Opens the device twice and does `job` on both.
+pub(super) fn with_two(chosen: Chosen, job: impl PairJob) -> Result<(), Failure> {
+    match chosen {
+        Chosen::Cpu => job.run([open_cpu()?, open_cpu()?]),
+        Chosen::Cuda(ordinal) => job.run([open_cuda(ordinal)?, open_cuda(ordinal)?]),
+    }
+}
+
+fn open_cpu() -> Result<Arc<Cpu>, Failure> {
+    Cpu::new(CpuOptions::default()).map(Arc::new).map_err(|error| Failure::Run(format!("cpu: {error}")))
+}
+
+/// A CUDA device as it serves by default. Kernels are compiled anew: how long that takes is part of what is looked at.
+pub(super) fn open_cuda(ordinal: usize) -> Result<Arc<Cuda<Device>>, Failure> {
+    let options = GpuOptions { kernel_cache: None, graph_tokens_max: 256 };
+    gpu::open(ordinal, &options).map(Arc::new).map_err(|error| Failure::Run(error.to_string()))
 }
 
 /// How exactly a backend stores activations, by its numeric format.

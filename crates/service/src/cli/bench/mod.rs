@@ -1,20 +1,26 @@
 //! `nexus bench`: one device against references, and how fast it is. bench/gpu.sh drives it on machines that have a GPU
 //! and no Rust.
 //!
-//! One file a command. What runs here is what serves: the same backends and models; only the tokenizer is left out, so
-//! that models of random weights need none. Deliberately absent: making models, and judging them against another
-//! framework (bench/gpu/, in Python); queues and HTTP, which are measured by a client of `nexus serve`.
+//! One file a command. What runs here is what serves: the same backends and models; only the tokenizer is left out where
+//! models are measured, so that those of random weights need none. Deliberately absent: making models, and judging them
+//! against another framework (bench/gpu/, in Python); the speed of queues and HTTP, measured by a client of `nexus serve`.
 
+mod clock;
 mod conformance;
 mod device;
+mod faulty;
 mod golden;
 mod model;
 mod npy;
+mod replicas;
 mod run;
+mod search;
 mod time;
 
 use super::Failure;
 use clap::{Args, Subcommand};
+use nexus_vectors::Dtype;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 
 #[derive(Args, Debug)]
@@ -58,7 +64,36 @@ enum Command {
         tokens: PathBuf,
         /// Measured repetitions of each load, after two that warm up
         #[arg(long, value_name = "N", default_value = "10")]
-        repetitions: std::num::NonZeroUsize,
+        repetitions: NonZeroUsize,
+    },
+    /// Two replicas on the device, one of which fails while clients wait: whether all answers come, and are right
+    Replicas {
+        /// Folder of an embedder, with its tokenizer
+        #[arg(value_name = "RETRIEVER_FOLDER")]
+        retriever: PathBuf,
+        /// Folder of a cross-encoder, with its tokenizer
+        #[arg(value_name = "RERANKER_FOLDER")]
+        reranker: PathBuf,
+        /// Forward passes after which one replica fails
+        #[arg(long, value_name = "N", default_value = "5")]
+        passes: usize,
+    },
+    /// Search random rows on the CPU, and on the device if it is another; prints a line of JSON
+    Search {
+        #[arg(long, value_name = "N", default_value = "10000")]
+        rows: NonZeroUsize,
+        #[arg(long, value_name = "N", default_value = "4096")]
+        columns: NonZeroUsize,
+        #[arg(long, value_name = "f32|bf16", default_value = "bf16", value_parser = search::parse_dtype)]
+        dtype: Dtype,
+        /// Sources of one search
+        #[arg(long, value_name = "N", default_value = "1")]
+        sources: NonZeroUsize,
+        #[arg(long, value_name = "K", default_value = "50")]
+        top: NonZeroUsize,
+        /// Measured repetitions, after two that warm up
+        #[arg(long, value_name = "N", default_value = "10")]
+        repetitions: NonZeroUsize,
     },
 }
 
@@ -69,6 +104,12 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
         Command::Run { model, tokens, out } => device::with_backend(args.device, run::Run { model, tokens, out }),
         Command::Time { model, tokens, repetitions } => {
             device::with_backend(args.device, time::Time { model, tokens, repetitions: repetitions.get() })
+        }
+        Command::Replicas { retriever, reranker, passes } => {
+            device::with_two(args.device, replicas::Replicas { retriever, reranker, passes: *passes })
+        }
+        &Command::Search { rows, columns, dtype, sources, top, repetitions } => {
+            search::run(args.device, search::Search { rows, columns, dtype, sources, top, repetitions })
         }
     }
 }

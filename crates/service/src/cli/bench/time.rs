@@ -1,5 +1,6 @@
 //! `nexus bench time`: how long a model takes for given batches, tokenizer and queue left out.
 
+use super::clock::Times;
 use super::device::Job;
 use super::{Failure, model, read_json};
 use nexus_compute::{Backend, PackedBatch};
@@ -9,9 +10,6 @@ use serde_json::json;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Instant;
-
-/// Runs before the measured ones: the first fills caches and grows buffers, the second is the first as all others.
-const WARM_UPS: usize = 2;
 
 pub(super) struct Time<'a> {
     pub(super) model: &'a Path,
@@ -42,22 +40,15 @@ impl Job for Time<'_> {
             let batches = load.batches.iter().map(|batch| model::pack(&tokens.sequences, batch));
             let batches = batches.collect::<Result<Vec<_>, _>>()?;
             model::warm_up(&*backend, &*loaded, &batches)?;
-            let mut times_ms = Vec::with_capacity(self.repetitions);
-            for repetition in 0..WARM_UPS + self.repetitions {
-                let time_ms = once(&*loaded, &batches)
-                    .map_err(|error| Failure::Run(format!("{} on {}: {error}", load.name, backend.name())))?;
-                if repetition >= WARM_UPS {
-                    times_ms.push(time_ms);
-                }
-            }
-            times_ms.sort_by(f64::total_cmp);
+            let times = Times::of(self.repetitions, || run(&*loaded, &batches))
+                .map_err(|error| Failure::Run(format!("{} on {}: {error}", load.name, backend.name())))?;
             let line = json!({
                 "name": load.name,
                 "device": backend.name(),
                 "tokens": batches.iter().map(PackedBatch::rows).sum::<usize>(),
-                "median_ms": median(&times_ms),
-                "min_ms": times_ms[0],
-                "max_ms": times_ms[times_ms.len() - 1],
+                "median_ms": times.median_ms,
+                "min_ms": times.min_ms,
+                "max_ms": times.max_ms,
                 "repetitions": self.repetitions,
                 "load_s": load_s,
             });
@@ -67,27 +58,10 @@ impl Job for Time<'_> {
     }
 }
 
-/// Milliseconds for all batches, their rows back on the host included.
-fn once(model: &dyn PackedModel, batches: &[PackedBatch]) -> nexus_compute::Result<f64> {
-    let start = Instant::now();
+/// All batches, their rows back on the host included.
+fn run(model: &dyn PackedModel, batches: &[PackedBatch]) -> nexus_compute::Result<()> {
     for batch in batches {
         std::hint::black_box(model.forward(batch)?);
     }
-    Ok(start.elapsed().as_secs_f64() * 1e3)
-}
-
-/// Of sorted values, of which there is at least one.
-fn median(sorted: &[f64]) -> f64 {
-    let middle = sorted.len() / 2;
-    if sorted.len() % 2 == 1 { sorted[middle] } else { f64::midpoint(sorted[middle - 1], sorted[middle]) }
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn medians() {
-        assert_eq!(super::median(&[3.0]), 3.0);
-        assert_eq!(super::median(&[1.0, 2.0]), 1.5);
-        assert_eq!(super::median(&[1.0, 2.0, 30.0]), 2.0);
-    }
+    Ok(())
 }
