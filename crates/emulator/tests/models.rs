@@ -178,8 +178,19 @@ fn a_batch_that_is_wrong_says_what_is_and_changes_nothing() {
         assert!(matches!(error, ComputeError::SequenceTooLong { tokens: 25, positions: 24 }), "{error}");
     }
     let first = run(&[vec![3; 9]]).unwrap();
-    assert_eq!((run(&[vec![3; 9]]).unwrap(), run(&[vec![3; 9]]).unwrap()), (first.clone(), first));
-    assert!(gpu.gpu().counts().replayed > 0, "a wrong batch keeps no other from being recorded");
+    assert_eq!((run(&[vec![3; 9]]).unwrap(), run(&[vec![3; 9]]).unwrap()), (first.clone(), first.clone()));
+    let replayed = gpu.gpu().counts().replayed;
+    assert!(replayed > 0, "a wrong batch keeps no other from being recorded");
+    // Of the size that was recorded: what is replayed looks at nothing.
+    let error = run(&[vec![5_000_000]]).unwrap_err();
+    assert!(matches!(error, ComputeError::TokenOutOfRange { id: 5_000_000, .. }), "{error}");
+    for _ in 0..3 {
+        run(&[vec![3; 23], vec![3; 7]]).unwrap();
+    }
+    let error = run(&[vec![3; 26], vec![3; 5]]).unwrap_err();
+    assert!(matches!(error, ComputeError::SequenceTooLong { tokens: 26, positions: 24 }), "{error}");
+    assert_eq!(run(&[vec![3; 9]]).unwrap(), first);
+    assert!(gpu.gpu().counts().replayed > replayed + 1, "and is replayed again");
 }
 
 #[test]

@@ -5,6 +5,7 @@ use crate::cuda::gpu::{Address, Gpu};
 use crate::cuda::kernels::ATTENTION_TILE_ROWS;
 use crate::{PackedBatch, Result, check};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A packed batch on the device.
 #[derive(Debug)]
@@ -12,6 +13,9 @@ pub struct Batch<G: Gpu> {
     pub(super) packed: PackedBatch,
     layout: Layout,
     memory: Leased<G>,
+    /// What operations on it rely on: token ids below, and sequences of at most so many tokens.
+    tokens_below: AtomicUsize,
+    longest_max: AtomicUsize,
 }
 
 /// Where the arrays of a batch lie within its memory; `i32` all of them.
@@ -48,7 +52,13 @@ impl Layout {
 impl<G: Gpu> Batch<G> {
     pub(super) fn upload(gpu: &G, workspace: &Arc<Workspace<G>>, packed: &PackedBatch) -> Result<Self> {
         let layout = Layout::of(packed);
-        let mut batch = Self { packed: packed.clone(), layout, memory: workspace.lease(layout.bytes())? };
+        let mut batch = Self {
+            packed: packed.clone(),
+            layout,
+            memory: workspace.lease(layout.bytes())?,
+            tokens_below: AtomicUsize::new(usize::MAX),
+            longest_max: AtomicUsize::new(usize::MAX),
+        };
         batch.renew(gpu, packed)?;
         Ok(batch)
     }
@@ -59,6 +69,24 @@ impl<G: Gpu> Batch<G> {
         gpu.write(self.memory.address(), &bytes_of(packed, self.layout)?)?;
         self.packed = packed.clone();
         Ok(())
+    }
+
+    /// Checks the batch for a table of so many rows, and remembers that it had to be.
+    pub(super) fn check_tokens(&self, rows: usize) -> Result<()> {
+        self.tokens_below.fetch_min(rows, Ordering::Relaxed);
+        check::tokens_in_table(&self.packed, rows)
+    }
+
+    /// Remembers that sequences must not be longer.
+    pub(super) fn limit_length(&self, positions: usize) {
+        self.longest_max.fetch_min(positions, Ordering::Relaxed);
+    }
+
+    /// Whether another batch passes the checks that were made of this one: kernels that are replayed rely on them.
+    pub(super) fn admits(&self, other: &PackedBatch) -> bool {
+        let below = self.tokens_below.load(Ordering::Relaxed);
+        other.longest() <= self.longest_max.load(Ordering::Relaxed)
+            && other.tokens().iter().all(|&id| (id as usize) < below)
     }
 
     pub(super) fn rows(&self) -> usize {

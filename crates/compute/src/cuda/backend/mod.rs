@@ -226,7 +226,7 @@ impl<G: Gpu> Backend for Cuda<G> {
 
     fn embed(&self, table: &Matrix<G>, norm: Option<&Norm<Vector<G>>>, batch: &Batch<G>) -> Result<Tensor<G>> {
         const OP: &str = "embed";
-        check::tokens_in_table(&batch.packed, table.rows)?;
+        batch.check_tokens(table.rows)?;
         let out = self.tensor(batch.rows(), table.columns, Format::F32)?;
         let (rows, table, tokens) = (out.rows, Arg::Address(table.memory.address()), Arg::Address(batch.tokens()));
         let Some(norm) = norm else {
@@ -275,6 +275,7 @@ impl<G: Gpu> Backend for Cuda<G> {
     ) -> Result<()> {
         const OP: &str = "qk_norm_rope";
         check::fused_heads(OP, heads, [qkv.rows, qkv.columns], &batch.packed)?;
+        batch.limit_length(rope.positions);
         check::rope_covers(OP, heads, rope.dim, rope.positions, &batch.packed)?;
         for norm in norms.iter().flat_map(|(q, k)| [q, k]) {
             check::head_norm(OP, heads, norm.kind, norm.weight.length, norm.bias.is_some())?;

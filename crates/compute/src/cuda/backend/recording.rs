@@ -64,6 +64,8 @@ pub(super) fn run<G: Gpu>(
     let size = (padded.rows(), padded.sequences());
     let full = known.len() >= GRAPHS_MAX;
     match known.get_mut(&size) {
+        // Kernels check nothing: the forward pass says what is wrong with a batch, and nothing is computed.
+        Some(Known::Recorded(graph)) if !graph.batch.admits(&padded) => return plain(cuda, batch, forward),
         Some(Known::Recorded(graph)) if graph.epoch == cuda.workspace.epoch() => {
             return kept(batch, graph.replay(cuda, &padded)?);
         }
@@ -129,14 +131,17 @@ fn record<G: Gpu>(
     batch: &PackedBatch,
     forward: &dyn Fn(&Batch<G>) -> Result<Tensor<G>>,
 ) -> Result<Graph<G>> {
+    let epoch = cuda.workspace.epoch();
     let batch = cuda.upload(batch)?;
     let mut out = None;
     let graph = cuda.gpu.record(&mut || {
         out = Some(forward(&batch)?);
         Ok(())
     })?;
-    // Taken after the recording, which may have found that idle buffers had to go.
-    let epoch = cuda.workspace.epoch();
+    if cuda.workspace.epoch() != epoch {
+        // Idle buffers went back to the device meanwhile, and what was recorded may name them.
+        return Err(ComputeError::OutOfMemory("too little of it for what a recording keeps".into()));
+    }
     let out = out.ok_or_else(|| crate::check::shape_error("record", "nothing was computed"))?;
     Ok(Graph { graph, batch, out, epoch })
 }
