@@ -1,7 +1,7 @@
 //! Whether both models fit a device, computed before gigabytes are read.
 //!
 //! What is counted: the weights of both models, and the larger of their workspaces, since one forward pass runs at a time
-//! on a device. What a device has is what was free when it was opened. Where files are still on their way and no index
+//! on a device. A device that takes memory as batches come, as a CPU does, has no workspace. What a device has is what was free when it was opened. Where files are still on their way and no index
 //! tells their size, nothing is refused, and the device tells when it is full.
 
 use crate::Role;
@@ -23,20 +23,25 @@ impl Budget {
         self.0.retain(|(counted, _)| *counted != role);
     }
 
-    /// Whether a device with `bytes` of memory has room for all that is counted; if not, what it comes to, and what to do.
-    pub(crate) fn check(&self, device: &str, bytes: u64, batch_tokens_max: usize) -> Result<(), String> {
+    /// Whether a device with `bytes` of memory has room for all that is counted, the workspaces for batches of `tokens`
+    /// tokens; if not, what it comes to, and what to do.
+    pub(crate) fn check(&self, device: &str, bytes: u64, tokens: usize) -> Result<(), String> {
         let weights = |need: &MemoryNeed| need.weights_bytes.unwrap_or(0);
         let workspace = self.0.iter().map(|(_, need)| need.workspace_bytes).max().unwrap_or(0);
         let total = self.0.iter().map(|(_, need)| weights(need)).fold(workspace, u64::saturating_add);
         if total <= bytes {
             return Ok(());
         }
-        let parts: Vec<String> =
+        let mut parts: Vec<String> =
             self.0.iter().map(|(role, need)| format!("weights of the {}: {}", role.name(), weights(need))).collect();
+        let mut batches = "";
+        if workspace > 0 {
+            parts.push(format!("workspace for batches of {tokens} tokens: {workspace}"));
+            batches = "smaller batches (NEXUS_BATCH_TOKENS_MAX), ";
+        }
         Err(format!(
-            "{device} has {bytes} bytes of memory free, and the models need about {total} ({}; workspace for batches of \
-             {batch_tokens_max} tokens: {workspace}): take smaller batches (NEXUS_BATCH_TOKENS_MAX), a device with more \
-             memory, or smaller models",
+            "{device} has {bytes} bytes of memory free, and the models need about {total} ({}): take {batches}a device with \
+             more memory, or smaller models",
             parts.join(", ")
         ))
     }
@@ -63,6 +68,9 @@ mod tests {
         assert_eq!(budget.check("gpu 0", 260, 64), Ok(()));
         budget.forget(Role::Reranker);
         assert_eq!(budget.check("gpu 0", 40, 64), Ok(()));
+        budget.count(Role::Retriever, need(10, 0));
+        let refused = budget.check("cpu", 9, 0).unwrap_err();
+        assert!(!refused.contains("batches") && refused.contains("take a device"), "{refused}");
     }
 
     #[test]

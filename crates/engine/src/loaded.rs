@@ -15,7 +15,7 @@ use std::{
 };
 
 /// Giving gigabytes back takes a second; a device that takes longer has failed.
-const FREEING_TIME_MAX: Duration = Duration::from_secs(30);
+pub(crate) const FREEING_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// The weights of a model on one replica. Whoever runs it holds it for the time of the run, and not longer.
 pub(crate) type ModelCopy = Arc<dyn PackedModel>;
@@ -98,10 +98,19 @@ impl LoadedModel {
 pub(crate) fn dismiss(model: Arc<LoadedModel>) {
     let alive = model.alive();
     drop(model);
+    wait_while(FREEING_TIME_MAX, || alive.strong_count() > 0);
+}
+
+/// Waits while something holds, for at most `time_max`; whether it holds no more.
+pub(crate) fn wait_while(time_max: Duration, holds: impl Fn() -> bool) -> bool {
     let started = Instant::now();
-    while alive.strong_count() > 0 && started.elapsed() < FREEING_TIME_MAX {
+    while holds() {
+        if started.elapsed() >= time_max {
+            return false;
+        }
         thread::sleep(Duration::from_millis(1));
     }
+    true
 }
 
 impl Drop for LoadedModel {

@@ -108,19 +108,22 @@ impl Placing<'_> {
 
     /// The replicas that both models fit, as far as is known; an error where there are none.
     fn with_room(&self, onto: Vec<Live>, files: &ModelFiles) -> Result<Vec<Live>, BoxError> {
+        // What a device is warmed up with is what it holds memory for from the start. One that is not takes it as batches come.
+        let warm_up = |live: &Live| live.device.warm_up_tokens(self.batch_tokens_max);
+        let tokens = onto.first().and_then(|live| warm_up(live).into_iter().max()).unwrap_or(0);
         let element_bytes = match onto.first().map(|live| live.device.numeric_format()) {
             Some("bf16" | "f16") => 2,
             _ => 4,
         };
         let need = match self.role {
-            Role::Retriever => embedder_memory(files, self.batch_tokens_max, element_bytes),
-            Role::Reranker => reranker_memory(files, self.batch_tokens_max, element_bytes),
+            Role::Retriever => embedder_memory(files, tokens, element_bytes),
+            Role::Reranker => reranker_memory(files, tokens, element_bytes),
         }?;
         let mut budget = self.budget.lock().unwrap_or_else(PoisonError::into_inner);
         budget.count(self.role, need);
         let check = |live: &Live| {
             let Some(bytes) = live.memory_bytes else { return Ok(()) };
-            budget.check(&live.device.name(), bytes, self.batch_tokens_max).map_err(Trouble::Memory)
+            budget.check(&live.device.name(), bytes, tokens).map_err(Trouble::Memory)
         };
         let checked = onto.into_iter().map(|live| (live.replica, check(&live).map(|()| live))).collect();
         drop(budget);
@@ -189,7 +192,7 @@ impl Placing<'_> {
 
     /// What came of something on each replica: the good ones, where those that are not can be done without.
     fn settle<T>(&self, outcomes: Vec<(usize, Result<T, Trouble>)>) -> Result<Vec<(usize, T)>, BoxError> {
-        let (mut good, mut full, mut last) = (Vec::new(), Vec::new(), None);
+        let (mut good, mut full, mut last, mut wrong) = (Vec::new(), Vec::new(), None, None);
         for (replica, outcome) in outcomes {
             match outcome {
                 Ok(it) => good.push((replica, it)),
@@ -198,8 +201,11 @@ impl Placing<'_> {
                     self.replicas.take_out(self.queue, replica, &reason, of_process);
                     last = Some(reason);
                 }
-                Err(Trouble::Model(error)) => return Err(error),
+                Err(Trouble::Model(error)) => wrong = wrong.or(Some(error)),
             }
+        }
+        if let Some(error) = wrong {
+            return Err(error);
         }
         if let Some((_, detail)) = full.first().filter(|_| !self.first || good.is_empty()) {
             return Err(detail.clone().into());

@@ -80,6 +80,8 @@ struct State {
     /// Whatever may have copies on them.
     models: Vec<Weak<LoadedModel>>,
     serving: [Weak<LoadedModel>; 2],
+    /// Models that replicas are given one after another: one that has none meanwhile will have one again.
+    rolling: [bool; 2],
     /// Replicas that have not run anything since the last failure that may be of the whole process.
     suspects: BTreeSet<usize>,
 }
@@ -92,6 +94,14 @@ struct Replica {
     draining: bool,
     failed: Option<String>,
     turn: Arc<Mutex<()>>,
+}
+
+impl State {
+    /// A model that serves, and has no replica for good.
+    fn orphan(&self) -> Option<Arc<LoadedModel>> {
+        let serving = self.serving.iter().zip(self.rolling).filter(|(_, rolling)| !rolling);
+        serving.filter_map(|(model, _)| model.upgrade()).find(|model| model.replicas().is_empty())
+    }
 }
 
 /// A replica that works, as the loader sees it.
@@ -226,6 +236,27 @@ impl Replicas {
         }
     }
 
+    /// Whether a replica works.
+    pub(crate) fn works(&self, replica: usize) -> bool {
+        self.lock().list.get(replica).is_some_and(|replica| replica.failed.is_none())
+    }
+
+    /// Tells that replicas begin to be given a model one after another.
+    pub(crate) fn rolls(&self, role: Role) {
+        self.lock().rolling[index_of(role)] = true;
+    }
+
+    /// Tells that this is over. If the model that serves has no replica now, it has none for good.
+    pub(crate) fn rolled(&self, queue: &Queue, role: Role) {
+        let mut state = self.lock();
+        state.rolling[index_of(role)] = false;
+        let Some(model) = state.orphan() else { return };
+        let failed = |it: &Replica| Some(format!("{}: {}", it.name, it.failed.as_ref()?));
+        let failed: Vec<String> = state.list.iter().filter_map(failed).collect();
+        drop(state);
+        self.end(queue, format!("no replica with the {} is left: {}", model.role().name(), failed.join("; ")));
+    }
+
     /// Counts a batch that was run.
     pub(crate) fn ran(&self, tokens: usize) {
         self.batches.fetch_add(1, Ordering::Relaxed);
@@ -257,7 +288,7 @@ impl Replicas {
         if of_process {
             state.suspects.clone_from(&up);
         }
-        let orphan = state.serving.iter().filter_map(Weak::upgrade).find(|model| model.replicas().is_empty());
+        let orphan = state.orphan();
         if of_process {
             // Under the lock: who sees that it is out finds the others asked.
             queue.prove(&up);

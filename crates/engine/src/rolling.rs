@@ -4,23 +4,27 @@
 //! dropped, and the new revision is loaded and checked there. If that fails, the old one is loaded back, from the files that
 //! are kept for it, and nothing changed for clients. Otherwise the new revision takes the slot, and the other replicas
 //! follow. Requests that hold the old revision end on replicas that still have it; the last one waits for them, for a while.
+//!
+//! A replica whose device fails meanwhile is left out. A model that lost its only replica by that is given the next one at
+//! once.
 
 use crate::{
     BoxError, Progress, Role,
-    loaded::{LoadedModel, ModelCopy},
-    loader::{Current, LEAVING_PAUSE, LEAVING_TIME_MAX, Loader},
+    loaded::{FREEING_TIME_MAX, LoadedModel, ModelCopy, free, wait_while},
+    loader::{Current, LEAVING_TIME_MAX, Loader},
+    models::Models,
     placing::Placed,
+    queue::Queue,
     replicas::Live,
 };
 use nexus_models::ModelFiles;
 use std::{
     sync::{Arc, Weak},
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
-/// How often is looked whether a batch is over.
-const BATCH_PAUSE: Duration = Duration::from_millis(1);
+/// No batch takes so long on a device that works.
+const BATCH_TIME_MAX: Duration = Duration::from_secs(300);
 
 /// Replicas that have the old revision still.
 pub(crate) struct Followers {
@@ -30,6 +34,27 @@ pub(crate) struct Followers {
     old_alive: Weak<()>,
     new: Weak<LoadedModel>,
     files: Arc<ModelFiles>,
+    rolling: Rolling,
+}
+
+/// Held while replicas are given a model one after another.
+struct Rolling {
+    models: Arc<Models>,
+    queue: Arc<Queue>,
+    role: Role,
+}
+
+impl Rolling {
+    fn start(loader: &Loader, role: Role) -> Self {
+        loader.models.replicas.rolls(role);
+        Self { models: loader.models.clone(), queue: loader.queue.clone(), role }
+    }
+}
+
+impl Drop for Rolling {
+    fn drop(&mut self) {
+        self.models.replicas.rolled(&self.queue, self.role);
+    }
 }
 
 impl Loader {
@@ -51,17 +76,18 @@ impl Loader {
             return Err(no_room);
         }
         let first = onto.remove(0);
+        let rolling = Rolling::start(self, role);
         progress("draining a replica", 0, 0);
-        self.empty(&first, &old);
         let placed = self
-            .require_room(std::slice::from_ref(&first), files)
+            .empty(&first, &old)
+            .and_then(|()| self.require_room(std::slice::from_ref(&first), files))
             .and_then(|()| self.placing(role, false)?.place(vec![first.clone()], files, progress))
             .and_then(|placed| Self::same_columns(&current, placed));
         let outcome = match placed {
             Ok(placed) => {
                 let (old_alive, new) = (old.alive(), Arc::downgrade(&placed.model));
                 let old = Arc::downgrade(&old);
-                Ok((placed, Followers { onto, old, old_alive, new, files: files.clone() }))
+                Ok((placed, Followers { onto, old, old_alive, new, files: files.clone(), rolling }))
             }
             Err(error) => {
                 self.load_back(role, &first, &old, current.files.as_deref(), progress);
@@ -74,24 +100,26 @@ impl Loader {
 
     /// Puts the new revision, which serves, on the replicas that have the old one.
     pub(crate) fn follow(&self, role: Role, followers: Followers) {
-        let Followers { onto, old, old_alive, new, files } = followers;
+        let Followers { onto, old, old_alive, new, files, rolling: _rolling } = followers;
         let replicas = &self.models.replicas;
-        for (at, live) in onto.iter().enumerate() {
+        for live in onto.iter().filter(|live| replicas.works(live.replica)) {
             let Some(new) = new.upgrade() else { return };
-            if at + 1 == onto.len() {
-                let started = Instant::now();
-                while old_alive.strong_count() > 0 && started.elapsed() < LEAVING_TIME_MAX {
-                    thread::sleep(LEAVING_PAUSE);
-                }
+            if old.upgrade().is_some_and(|old| old.replicas() == [live.replica]) {
+                wait_while(LEAVING_TIME_MAX, || old_alive.strong_count() > 0 && !new.replicas().is_empty());
             }
-            match old.upgrade() {
+            let emptied = match old.upgrade() {
                 Some(old) => self.empty(live, &old),
-                None => replicas.drain(live.replica, true),
-            }
+                None => {
+                    replicas.drain(live.replica, true);
+                    // Its weights are being given back, on another thread.
+                    wait_while(FREEING_TIME_MAX, || old_alive.strong_count() > 0);
+                    Ok(())
+                }
+            };
             // What waited longer than that has no replica any more, and is told so.
             self.queue.sweep();
-            let copied = self.copy(role, live, &files, &|_, _, _| {});
-            if let Err(error) = copied.map(|copy| replicas.add_copy(&new, live.replica, copy)) {
+            let copied = emptied.and_then(|()| self.copy(role, live, &files, &|_, _, _| {}));
+            if let Err(error) = copied.map(|copy| self.add(&new, live, copy)) {
                 let reason = format!("the {}, which works elsewhere, can not be loaded: {error}", role.name());
                 replicas.take_out(&self.queue, live.replica, &reason, false);
             }
@@ -107,10 +135,13 @@ impl Loader {
         files: Option<&ModelFiles>,
         progress: Progress<'_>,
     ) {
+        if !self.models.replicas.works(live.replica) {
+            return;
+        }
         let copied = files
             .ok_or_else(|| BoxError::from("its files are not kept"))
             .and_then(|files| self.copy(role, live, files, progress))
-            .map(|copy| self.models.replicas.add_copy(old, live.replica, copy));
+            .map(|copy| self.add(old, live, copy));
         if let Err(error) = copied {
             let reason = format!("the {} that serves could not be loaded back: {error}", role.name());
             self.models.replicas.take_out(&self.queue, live.replica, &reason, false);
@@ -123,13 +154,24 @@ impl Loader {
         placed.model.remove(live.replica).ok_or_else(|| "its replica was taken out".into())
     }
 
+    fn add(&self, model: &LoadedModel, live: &Live, copy: ModelCopy) {
+        self.models.replicas.add_copy(model, live.replica, copy);
+        // Work may have waited for it, and nothing else wakes the replica.
+        self.queue.sweep();
+    }
+
     /// Takes the copy of a replica away, and waits until what runs on it is done.
-    fn empty(&self, live: &Live, model: &LoadedModel) {
-        self.models.replicas.drain(live.replica, true);
-        let Some(copy) = model.remove(live.replica) else { return };
-        while Arc::strong_count(&copy) > 1 {
-            thread::sleep(BATCH_PAUSE);
+    fn empty(&self, live: &Live, model: &LoadedModel) -> Result<(), BoxError> {
+        let replicas = &self.models.replicas;
+        replicas.drain(live.replica, true);
+        let Some(copy) = model.remove(live.replica) else { return Ok(()) };
+        if wait_while(BATCH_TIME_MAX, || Arc::strong_count(&copy) > 1) {
+            drop(copy);
+            return Ok(());
         }
-        drop(copy);
+        free(copy);
+        let reason = format!("a batch has not ended in {} s: the device hangs", BATCH_TIME_MAX.as_secs());
+        replicas.take_out(&self.queue, live.replica, &reason, false);
+        Err(format!("{}: {reason}", live.device.name()).into())
     }
 }

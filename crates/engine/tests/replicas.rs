@@ -20,7 +20,7 @@ use std::{
 };
 use support::{item, model, source, wait};
 use tempfile::TempDir;
-use tensors::change_tensor;
+use tensors::{change_tensor, replace};
 use tight::Tight;
 
 const OPTIONS: EngineOptions = EngineOptions { queue_tokens_max: 1_000_000, text_tokens_max: 32 };
@@ -135,8 +135,7 @@ async fn what_does_not_fit_is_refused_before_anything_is_loaded() {
     let (hidden, intermediate) = (size("hidden_size"), size("intermediate_size"));
     let fused = heads("num_attention_heads") + 2 * heads("num_key_value_heads");
     let columns = fused + heads("num_attention_heads") + 2 * intermediate + intermediate.max(hidden);
-    let file = std::fs::read(served.embedder.path().join("model.safetensors")).unwrap();
-    let weights = file.len() as u64 - 8 - u64::from_le_bytes(file[..8].try_into().unwrap());
+    let weights = weights_bytes(served.embedder.path());
     for part in [
         "a small device has 1000 bytes".to_owned(),
         format!("weights of the retriever: {weights}"),
@@ -151,6 +150,44 @@ async fn what_does_not_fit_is_refused_before_anything_is_loaded() {
     let served = Served::start(vec![small.clone(), Tight::new()]);
     assert!(is_failed(&served.states()[0], "1000 bytes") && served.states()[1] == ReplicaState::Serving);
     served.embed("MFA").await.unwrap();
+}
+
+/// Bytes of the tensors in a model's folder.
+fn weights_bytes(folder: &Path) -> u64 {
+    let file = std::fs::read(folder.join("model.safetensors")).unwrap();
+    file.len() as u64 - 8 - u64::from_le_bytes(file[..8].try_into().unwrap())
+}
+
+#[test]
+fn a_device_that_takes_memory_as_batches_come_needs_room_for_the_weights_alone() {
+    let (embedder, reranker) = (model("qwen3-gqa-f32", "qwen"), model("modernbert-cls-w16-f32", "modernbert"));
+    let device = Tight::new();
+    device.warms_up.store(false, Ordering::SeqCst);
+    device.bytes_free.store(weights_bytes(embedder.path()) + weights_bytes(reranker.path()), Ordering::SeqCst);
+    let open = move || Ok(Devices::new(vec![device], 1 << 40));
+    let (retriever, reranker) = (source(embedder.path().into()), source(reranker.path().into()));
+    let engine = Engine::start(open, OPTIONS, Arc::new(NoCache::new()), retriever, reranker).unwrap();
+    for role in [Role::Retriever, Role::Reranker] {
+        assert_eq!(wait(&engine, role), ModelState::Ready);
+    }
+}
+
+#[tokio::test]
+async fn a_device_that_fails_is_taken_out_beside_a_model_that_is_wrong() {
+    let served = Served::start(tight(2));
+    // Of the same length.
+    let path = served.embedder.path().join("model.safetensors");
+    let text = String::from_utf8_lossy(&std::fs::read(&path).unwrap()).into_owned();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = text.find("\"norm.weight\"").expect("a name");
+    bytes[at + 1] = b'm';
+    replace(&path, &bytes);
+    *served.devices[1].load_fault.lock().unwrap() = Some(ComputeError::Device("no clock".into()));
+    let [retriever, _] = served.engine.reloader().reload().await.unwrap();
+    assert!(
+        retriever.outcome == Outcome::Failed && retriever.detail.is_some_and(|detail| detail.contains("norm.weight"))
+    );
+    assert!(served.states()[0] == ReplicaState::Serving && is_failed(&served.states()[1], "no clock"));
 }
 
 #[tokio::test]
@@ -246,6 +283,47 @@ fn without_room_replicas_follow_one_another_under_load() {
         assert_eq!(served.states(), vec![ReplicaState::Serving; 3]);
     });
     assert_eq!(served.engine.replicas().counts().device_failures, 0);
+}
+
+#[tokio::test]
+async fn without_room_the_next_one_waits_until_the_old_weights_are_gone() {
+    let devices = tight(3);
+    for device in &devices {
+        device.models_max.store(2, Ordering::SeqCst);
+        device.freeing_ms.store(300, Ordering::SeqCst);
+    }
+    let served = Served::start(devices);
+    change_tensor(served.embedder.path(), "norm.weight", |x| -x);
+    // Nobody holds the old revision: it goes from all replicas at the flip, and in the background.
+    let [retriever, _] = served.engine.reloader().reload().await.unwrap();
+    assert_eq!((retriever.outcome, retriever.detail), (Outcome::Swapped, None));
+    assert_eq!(served.states(), vec![ReplicaState::Serving; 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_revision_that_loses_its_first_replica_goes_on_with_the_next() {
+    let devices = tight(2);
+    devices.iter().for_each(|device| device.models_max.store(2, Ordering::SeqCst));
+    let served = Served::start(devices);
+    // The last replica with the old revision waits for whoever holds it.
+    let held = served.engine.models().retriever.get().unwrap();
+    change_tensor(served.embedder.path(), "norm.weight", |x| -x);
+    let reloader = served.engine.reloader().clone();
+    let reload = tokio::spawn(async move { reloader.reload().await.unwrap() });
+    let before = held.info().revision.clone();
+    let flipped = || served.engine.models().retriever.get().is_ok_and(|now| now.info().revision != before);
+    wait_until("it flips", flipped);
+    *served.devices[0].run_fault.lock().unwrap() = Some(ComputeError::Device("fell off the bus".into()));
+    // Its second try may come before the next replica is there, or after.
+    if let Err(error) = served.embed("MFA").await {
+        assert!(matches!(error, EngineError::Device(_)), "{error:?}");
+    }
+    let [retriever, _] = reload.await.unwrap();
+    assert_eq!((retriever.outcome, retriever.detail), (Outcome::Swapped, None));
+    assert!(is_failed(&served.states()[0], "fell off the bus") && served.states()[1] == ReplicaState::Serving);
+    assert_eq!(served.engine.replicas().failure(), None);
+    served.embed("MFA").await.unwrap();
+    drop(held);
 }
 
 struct StopAtEnd<'a>(&'a AtomicBool);

@@ -5,8 +5,9 @@ use nexus_compute::reference::{Linear, Matrix, Reference, Rope};
 use nexus_compute::{
     Activation, Backend, ComputeError, HeadNorms, Heads, Mask, Norm, PackedBatch, Pooling, Result, TensorView,
 };
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 pub(crate) struct Tight {
     /// `u64::MAX` stands for a device that does not tell.
@@ -16,6 +17,10 @@ pub(crate) struct Tight {
     /// What the next forward passes, or the preparing of weights, end with.
     pub(crate) run_fault: Mutex<Option<ComputeError>>,
     pub(crate) load_fault: Mutex<Option<ComputeError>>,
+    /// Whether it is to be warmed up.
+    pub(crate) warms_up: AtomicBool,
+    /// How long a model takes to give its memory back.
+    pub(crate) freeing_ms: AtomicU64,
     /// Sizes of the batches that were run, in tokens.
     pub(crate) ran: Mutex<Vec<usize>>,
     held: Arc<()>,
@@ -28,6 +33,8 @@ impl Tight {
             models_max: AtomicUsize::new(usize::MAX),
             run_fault: Mutex::default(),
             load_fault: Mutex::default(),
+            warms_up: AtomicBool::new(true),
+            freeing_ms: AtomicU64::new(0),
             ran: Mutex::default(),
             held: Arc::default(),
         })
@@ -40,7 +47,13 @@ impl Tight {
 }
 
 /// An embedding table, counted while it is there.
-pub(crate) struct Table(Matrix, #[expect(dead_code, reason = "held, not read")] Arc<()>);
+pub(crate) struct Table(Matrix, #[expect(dead_code, reason = "held, not read")] Arc<()>, Duration);
+
+impl Drop for Table {
+    fn drop(&mut self) {
+        std::thread::sleep(self.2);
+    }
+}
 
 impl Backend for Tight {
     type Linear = Linear;
@@ -60,7 +73,7 @@ impl Backend for Tight {
     }
 
     fn warm_up_tokens(&self, tokens_max: usize) -> Vec<usize> {
-        vec![7, tokens_max]
+        if self.warms_up.load(Ordering::SeqCst) { vec![7, tokens_max] } else { Vec::new() }
     }
 
     fn memory_bytes_free(&self) -> Option<u64> {
@@ -80,7 +93,8 @@ impl Backend for Tight {
         if self.models() >= self.models_max.load(Ordering::SeqCst) {
             return Err(ComputeError::OutOfMemory(format!("{} models are there", self.models())));
         }
-        Ok(Table(Reference.prepare_table(table)?, self.held.clone()))
+        let freeing = Duration::from_millis(self.freeing_ms.load(Ordering::SeqCst));
+        Ok(Table(Reference.prepare_table(table)?, self.held.clone(), freeing))
     }
 
     fn prepare_vector(&self, vector: &TensorView<'_>) -> Result<Vec<f32>> {
