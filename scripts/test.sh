@@ -106,12 +106,12 @@ section "Documentation"
 RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-private-items --quiet
 
 # Unit tests, golden vectors, the checked-in openapi.json and README table, black-box tests that start the real
-# binary, and documentation tests.
+# binary, and documentation tests. With `nexus bench`, whose tests are few: one build less than without it.
 section "Tests"
-cargo test --locked --workspace
+cargo test --locked --workspace --features nexus/bench
 
 # They mostly wait, for limits and pauses to pass: more at once than there are cores.
 section "Tests on an S3 and a DynamoDB"
-scripts/aws_services.sh cargo test --locked --package nexus --test aws -- --include-ignored --test-threads 4
+scripts/aws_services.sh cargo test --locked --package nexus --features bench --test aws -- --include-ignored --test-threads 4
 
 section "All passed"
