@@ -6,6 +6,8 @@
 mod bucket;
 #[cfg(feature = "aws")]
 mod cache;
+#[cfg(target_os = "linux")]
+mod devices;
 mod docs;
 mod errors;
 mod health;

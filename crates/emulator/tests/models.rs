@@ -253,3 +253,22 @@ fn the_built_in_models_agree_with_the_cpu() {
         }
     }
 }
+
+#[test]
+fn a_recording_in_which_memory_was_missing_is_not_replayed() {
+    let size = || PackedBatch::new(&[[1; 16], [2; 16]]).unwrap();
+    for held in 0..8 {
+        let gpu = gpu(96);
+        let model = load(&gpu, "modernbert-mean-bf16", 128);
+        let expected = model.forward(&size()).unwrap();
+        // Others hold buffers that it would take, and no more are to be had than it gives back itself.
+        let held: Vec<_> = (0..held).map(|_| gpu.upload(&size()).unwrap()).collect();
+        gpu.gpu().set_memory_bytes(gpu.gpu().counts().bytes);
+        for _ in 0..4 {
+            match model.forward(&size()) {
+                Ok(rows) => assert_eq!(rows, expected, "{} held", held.len()),
+                Err(error) => assert!(matches!(error, ComputeError::OutOfMemory(_)), "{error}"),
+            }
+        }
+    }
+}

@@ -85,6 +85,10 @@ fn what_a_device_can_not_tell_is_said() {
     let mut tiny = vec![0.5; 8 * 100];
     tiny[..8].fill(1e-45);
     assert_eq!(place(&cuda, Format::F32, 8, &tiny).search(&source, 3).unwrap(), None);
+    // The sum of the first row's products is beyond f32, and would look like the least of all.
+    let mut vast = vec![0.5; 8 * 100];
+    vast[..8].fill(-3e38);
+    assert_eq!(place(&cuda, Format::F32, 8, &vast).search(&source, 3).unwrap(), None);
     assert_eq!(few.search(&source, 0).unwrap().map(|found| found[0].rows.len()), Some(0));
     assert!(few.search(&[vec![1.0; 9]], 3).is_err());
 }
@@ -97,4 +101,17 @@ fn the_last_of_the_best_has_to_be_clear_of_the_rest() {
     let placed = place(&cuda, Format::F32, 8, &rows);
     let found = placed.search(&[unit(vec![1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0])], 3).unwrap();
     assert!(found.is_none_or(|found| !found[0].is_enough(1.0 - 1e-9)));
+}
+
+#[test]
+fn rows_that_go_give_all_their_memory_back() {
+    let cuda = cuda();
+    let before = cuda.gpu().counts().bytes;
+    let mut number = numbers(3);
+    let rows: Vec<f32> = (0..600 * 16).map(|_| number()).collect();
+    let placed = place(&cuda, Format::F32, 16, &rows);
+    assert!(placed.search(&[unit(rows[..16].to_vec())], 5).unwrap().is_some());
+    assert!(cuda.gpu().counts().bytes > before);
+    drop(placed);
+    assert_eq!(cuda.gpu().counts().bytes, before);
 }

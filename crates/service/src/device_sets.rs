@@ -114,8 +114,9 @@ impl<G: Gpu> OnDevice<G> {
         let mut entry = entries.remove(at);
         let found = match &entry.place {
             Place::There(rows, _) => Some(rows.clone()),
+            // Where others on their way have taken the room, it is asked for again another time.
+            Place::Elsewhere if !make_room(&mut entries, self.bytes_max - bytes) => None,
             Place::Elsewhere => {
-                make_room(&mut entries, self.bytes_max - bytes);
                 entry.place = Place::Coming(bytes);
                 let (sets, set) = (self.clone(), set.clone());
                 let bring = move || sets.bring(&set, format, bytes);
@@ -158,8 +159,13 @@ impl<G: Gpu> OnDevice<G> {
     }
 }
 
-/// Takes sets off the device, those used longest ago first, until at most `bytes_max` are left. What is on its way stays.
-fn make_room<G: Gpu>(entries: &mut [Entry<G>], bytes_max: u64) {
+/// Takes sets off the device, those used longest ago first, until at most `bytes_max` are left. What is on its way stays;
+/// where that is more, nothing is taken off, and this is false.
+fn make_room<G: Gpu>(entries: &mut [Entry<G>], bytes_max: u64) -> bool {
+    let coming = |entry: &Entry<G>| if let Place::Coming(bytes) = entry.place { bytes } else { 0 };
+    if entries.iter().map(coming).sum::<u64>() > bytes_max {
+        return false;
+    }
     let held = |entry: &Entry<G>| match entry.place {
         Place::Coming(bytes) | Place::There(_, bytes) => bytes,
         Place::Elsewhere | Place::Refused => 0,
@@ -167,13 +173,14 @@ fn make_room<G: Gpu>(entries: &mut [Entry<G>], bytes_max: u64) {
     let mut bytes: u64 = entries.iter().map(held).sum();
     for entry in entries {
         if bytes <= bytes_max {
-            return;
+            break;
         }
         if let Place::There(_, freed) = entry.place {
             bytes -= freed;
             entry.place = Place::Elsewhere;
         }
     }
+    true
 }
 
 /// How a device stores rows of this type; f16 it does not.

@@ -6,7 +6,7 @@
 //! Deliberately absent: which rows are worth a device's memory, and the exact ranking.
 
 use super::backend::Cuda;
-use super::backend::memory::{Leased, Owned};
+use super::backend::memory::{Leased, Owned, Workspace};
 use super::gpu::{Address, Arg, Format, Gpu, Launch};
 use super::kernels::Kernel;
 use crate::{Result, check};
@@ -20,6 +20,8 @@ const BLOCKS_MAX: usize = 1024;
 /// The digits of the selection: shift and bits.
 const DIGITS: [(i32, i32); 3] = [(21, 11), (10, 11), (0, 10)];
 const BINS: usize = 2048;
+/// Lengths with which no product of f32 with a source of length 1, no sum of them and no inverse leaves f32's range.
+const NORMS: std::ops::RangeInclusive<f64> = 1e-18..=1e18;
 
 /// Rows on a device, `[rows, columns]`.
 #[derive(Debug)]
@@ -41,7 +43,8 @@ struct Scratch<G: Gpu> {
     scores: Leased<G>,
     /// State and count, then the histogram.
     state: Leased<G>,
-    workspace: Arc<super::backend::memory::Workspace<G>>,
+    /// Its own: what a model recorded uses idle buffers of the device's workspace without asking.
+    workspace: Arc<Workspace<G>>,
 }
 
 /// What a device found for one source.
@@ -86,9 +89,11 @@ impl<G: Gpu> DeviceRows<G> {
             gpu.fill(memory.address(), bytes)?;
             Ok(memory)
         };
-        let inverse: Vec<u8> = norms.iter().flat_map(|norm| (norm.recip() as f32).to_le_bytes()).collect();
+        // NaN is collected with the best and says there that the device can not tell.
+        let inverse_of = |norm: &f64| if NORMS.contains(norm) { norm.recip() as f32 } else { f32::NAN };
+        let inverse: Vec<u8> = norms.iter().flat_map(|norm| inverse_of(norm).to_le_bytes()).collect();
         let (data, inverse_norms) = (on_device(data)?, on_device(&inverse)?);
-        let workspace = cuda.workspace().clone();
+        let workspace = Workspace::new(gpu.clone());
         let scratch = Scratch {
             sources: workspace.lease(4 * SOURCES * columns)?,
             scores: workspace.lease(4 * SOURCES * rows)?,

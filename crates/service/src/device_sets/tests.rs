@@ -103,3 +103,12 @@ fn what_was_used_longest_ago_makes_room_and_a_failed_device_is_left() {
         assert_eq!(tight.nearest(&a, &source, 3), None, "it does not fit");
     }
 }
+
+#[test]
+fn what_is_on_its_way_is_not_pushed_beyond_the_room() {
+    let entry = |place| Entry::<Emulated> { set: Weak::new(), place };
+    let mut entries = [entry(Place::Coming(60)), entry(Place::Elsewhere), entry(Place::Refused)];
+    assert!(!make_room(&mut entries, 40), "another of 60 would make 120 of 100");
+    assert!(make_room(&mut entries, 60));
+    assert!(matches!(entries[0].place, Place::Coming(60)));
+}

@@ -18,9 +18,10 @@ pub fn open(http: &HttpSettings, settings: &Settings, sets: Arc<DeviceSets>) {
             tracing::warn!("NEXUS_TARGETS_DEVICE_BYTES_MAX is set, and there is no GPU: the CPU searches target sets");
             return;
         };
-        match gpu::open(ordinal, &options) {
+        let opened = gpu::open(ordinal, &options).map_err(|error| error.to_string());
+        match opened.and_then(|device| gpu::prove(&device).map(|()| device)) {
             Ok(device) => sets.open(device, bytes_max.get()),
-            Err(error) => tracing::warn!(%error, "target sets are searched on the CPU: no second hold of the GPU"),
+            Err(error) => tracing::warn!(error, "target sets are searched on the CPU: no second hold of the GPU"),
         }
     };
     if let Err(error) = std::thread::Builder::new().name("open-search".into()).spawn(work) {

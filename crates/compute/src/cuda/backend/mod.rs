@@ -84,10 +84,6 @@ impl<G: Gpu> Cuda<G> {
         &self.gpu
     }
 
-    pub(super) fn workspace(&self) -> &Arc<Workspace<G>> {
-        &self.workspace
-    }
-
     fn tensor(&self, rows: usize, columns: usize, format: Format) -> Result<Tensor<G>> {
         let memory = self.workspace.lease(rows * columns * format.size_bytes())?;
         Ok(Tensor { rows, columns, format, memory })

@@ -183,6 +183,18 @@ impl Products {
         cublaslt_check(self.lt, &self.context.label, call, status)
     }
 
+    /// What became of a product that was asked for. cuBLASLt says only that something failed: the driver says what, and
+    /// whether it is of the whole process.
+    fn check_work(&self, product: &Product, status: u32, stream: &Stream, recording: bool) -> Result<()> {
+        let result = self.check(&describe(product), status);
+        match result {
+            // A recording is lost by it; whether the device is well shows when the work is done without one.
+            Err(ComputeError::Device(detail)) if recording => Err(ComputeError::Shape { op: "record", detail }),
+            Err(ComputeError::Device(_)) => stream.synchronize().and(result),
+            result => result,
+        }
+    }
+
     fn prefer<T>(&self, attribute: sys::cublasLtMatmulPreferenceAttributes_t, value: &T) -> Result<()> {
         // SAFETY: the values passed above have the sizes that are documented: uint64 for bytes, uint32 for the others.
         let status = unsafe {
@@ -216,13 +228,13 @@ impl Products {
         };
         let status = self.matmul(product, product.y.0, layouts, &algorithm, stream);
         if !UNSUITABLE.contains(&status) {
-            return self.check(&describe(product), status);
+            return self.check_work(product, status, stream, recording);
         }
         // It was chosen for another number of rows of the bucket. What is proposed for this number depends on nothing else,
         // so that the same product still always uses the same algorithm.
         let algorithms = self.propose(product, layouts)?;
         let status = self.matmul(product, product.y.0, layouts, &algorithms[0], stream);
-        self.check(&describe(product), status)?;
+        self.check_work(product, status, stream, recording)?;
         self.exceptions.insert((key, product.rows), algorithms[0]);
         Ok(())
     }
@@ -293,20 +305,29 @@ impl Products {
         };
         self.check(&format!("cublasLtMatmulAlgoGetHeuristic for {}", describe(product)), status)?;
         let count = usize::try_from(count).unwrap_or(0).min(ALGORITHMS);
+        let proposed = &heuristics[..count];
         let usable = |heuristic: &&Heuristic| {
             heuristic.state == 0
                 && heuristic.workspace_bytes <= self.workspace.bytes
                 && self.is_deterministic(&heuristic.algorithm)
         };
-        let algorithms: Vec<_> = heuristics[..count].iter().filter(usable).map(|h| h.algorithm).collect();
+        let algorithms: Vec<_> = proposed.iter().filter(usable).map(|h| h.algorithm).collect();
         if algorithms.is_empty() {
-            let what = format!("{}: cuBLASLt has no algorithm for {}", self.context.label, describe(product));
+            let told: Vec<(u32, usize)> = proposed.iter().map(|h| (h.state, h.workspace_bytes)).collect();
+            let what = format!(
+                "{}: cuBLASLt has no algorithm for {} that adds in a fixed order within {} bytes of workspace; it \
+                 proposed (status, bytes) {told:?}",
+                self.context.label,
+                describe(product),
+                self.workspace.bytes
+            );
             return Err(ComputeError::Device(what));
         }
         Ok(algorithms)
     }
 
-    /// Whether it adds the parts of a split sum in f32 and in order, or does not split. What does not tell is not believed.
+    /// Whether it adds the parts of a split sum in f32 and in order, or does not split. One that does not tell is within what
+    /// was asked for.
     fn is_deterministic(&self, algorithm: &sys::cublasLtMatmulAlgo_t) -> bool {
         let attribute = sys::cublasLtMatmulAlgoConfigAttributes_t::CUBLASLT_ALGO_CONFIG_REDUCTION_SCHEME;
         let (mut scheme, mut written) = (0u32, 0);
@@ -323,7 +344,7 @@ impl Products {
         use sys::cublasLtReductionScheme_t as Scheme;
         let allowed =
             [Scheme::CUBLASLT_REDUCTION_SCHEME_NONE as u32, Scheme::CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE as u32];
-        status == 0 && allowed.contains(&scheme)
+        status != 0 || allowed.contains(&scheme)
     }
 
     /// The algorithm that takes the least time for this product, whose result is left as it is where it accumulates.
@@ -351,11 +372,11 @@ impl Products {
             if UNSUITABLE.contains(&status) {
                 continue;
             }
-            self.check(&describe(product), status)?;
+            self.check_work(product, status, stream, false)?;
             start.record(stream)?;
             for _ in 0..REPETITIONS {
                 let status = self.matmul(product, y, layouts, algorithm, stream);
-                self.check(&describe(product), status)?;
+                self.check_work(product, status, stream, false)?;
             }
             end.record(stream)?;
             end.synchronize()?;
