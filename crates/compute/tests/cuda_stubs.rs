@@ -437,11 +437,11 @@ fn a_device_does_what_is_asked_in_order_and_gives_everything_back() {
     // Each source is compiled once for this GPU, and loaded.
     assert_eq!(count("compile norm.cu sm_86"), 1);
     assert_eq!(count("+module CUBIN norm.cu sm_86"), 2, "by two devices");
-    assert!(lines.contains(&"allow attention_causal_128 81920"), "{log}");
-    assert!(!log.contains("allow to_f32"));
+    // No kernel takes more shared memory than every device allows without being asked.
+    assert!(!log.contains("allow "), "{log}");
     assert!(lines.contains(&"launch norm_f32 (3 2 1) (256 1 1) 0"), "{log}");
     assert!(lines.contains(&"norm_f32 columns -4096 eps 0.25 kind 1 bias (nil)"), "{log}");
-    assert!(lines.contains(&"launch attention_causal_128 (1 1 1) (128 1 1) 81920"));
+    assert!(lines.contains(&"launch attention_causal_128 (1 1 1) (128 1 1) 49152"));
 
     // Weights go in pieces of 16 MiB, batches in pieces of 256 KiB.
     assert_eq!(count(&format!("copy to device {}", 16 << 20)), 2);
@@ -520,7 +520,6 @@ fn a_device_that_can_not_be_opened_says_why_and_gives_everything_back() {
         ("nvrtcCompileProgram 6", "NVRTC_ERROR_COMPILATION (6)\\nembed.cu(7): error"),
         ("cuModuleLoadData 999", "cuModuleLoadData of embed.cu"),
         ("cuModuleGetFunction 500", "cuModuleGetFunction of embed_rows in embed.cu"),
-        ("cuFuncSetAttribute 999", "cuFuncSetAttribute to 81920 bytes of shared memory of attention_causal_128"),
         ("cuMemHostAlloc 2", "can be page-locked"),
         ("cuStreamCreate 999", "cuStreamCreate"),
         ("cuEventCreate 999", "cuEventCreate"),
