@@ -200,7 +200,7 @@ pub trait Backend: Send + Sync + 'static {
         &self,
         recording: &Self::Recording,
         batch: &PackedBatch,
-        forward: &dyn Fn(&Self::Batch) -> Result<Self::Tensor>,
+        forward: &(dyn Fn(&Self::Batch) -> Result<Self::Tensor> + Sync),
     ) -> Result<Vec<f32>>;
 
     /// Rows of `table` for the tokens of the batch, each normalized if there is a norm: `[rows, columns]`, what a residual

@@ -63,7 +63,7 @@ impl PackedBatch {
     }
 
     /// The row range of each sequence.
-    pub fn ranges(&self) -> impl ExactSizeIterator<Item = std::ops::Range<usize>> + '_ {
+    pub fn ranges(&self) -> impl ExactSizeIterator<Item = std::ops::Range<usize>> + DoubleEndedIterator + '_ {
         self.offsets.windows(2).map(|w| w[0]..w[1])
     }
 

@@ -105,7 +105,7 @@ impl Backend for Reference {
         &self,
         _: &(),
         batch: &PackedBatch,
-        forward: &dyn Fn(&Self::Batch) -> Result<Self::Tensor>,
+        forward: &(dyn Fn(&Self::Batch) -> Result<Self::Tensor> + Sync),
     ) -> Result<Vec<f32>> {
         self.download(&forward(&self.upload(batch)?)?)
     }

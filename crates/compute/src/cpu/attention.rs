@@ -15,6 +15,7 @@ use super::rows::{load, store};
 use super::simd::{Kernel, Level, Simd, math};
 use super::tile::TileMut;
 use crate::{Heads, Mask, PackedBatch};
+use bytemuck::{Pod, Zeroable};
 use std::ops::Range;
 
 /// The widest head: its row must fit a block of the product.
@@ -45,66 +46,113 @@ impl Attention<'_> {
         let group = query / key_value;
         let packing = Packing { dim, columns: panel_columns(self.level.lanes()) };
 
+        // Which parts and blocks there are is worked out as they are handed to the threads: a list of them would be
+        // allocated anew in every layer.
         let words = |tokens: usize| packing.key_words(tokens) + packing.value_words(tokens);
         let mut packed = self.workspace.take(self.batch.ranges().map(|r| key_value * words(r.len())).sum());
-        let mut parts = Vec::with_capacity(self.batch.sequences() * key_value);
         let mut rest = packed.as_mut_slice();
-        for sequence in self.batch.ranges() {
-            for head in 0..key_value {
-                let (part, others) = rest.split_at_mut(words(sequence.len()));
-                parts.push((sequence.clone(), head, part));
-                rest = others;
-            }
-        }
-        let total_ns = self.qkv.len();
-        self.pool.for_each(total_ns, parts.iter_mut(), |(sequence, head, part)| {
+        let parts = self.batch.ranges().flat_map(|sequence| (0..key_value).map(move |head| (sequence.clone(), head)));
+        let parts = parts.map(|(sequence, head)| {
+            let (part, others) = std::mem::take(&mut rest).split_at_mut(words(sequence.len()));
+            rest = others;
+            (sequence, head, part)
+        });
+        let parts = Counted { items: parts, left: self.batch.sequences() * key_value };
+        self.pool.for_each(self.qkv.len(), parts, |(sequence, head, part)| {
             let (keys, values) = part.split_at_mut(packing.key_words(sequence.len()));
-            packing.pack_keys(self.head_rows(sequence, query + *head), keys);
-            packing.pack_values(self.head_rows(sequence, query + key_value + *head), sequence.len(), values);
+            self.level.run(PackKeys { packing, rows: self.head_rows(&sequence, query + head), panels: keys });
+            packing.pack_values(
+                self.head_rows(&sequence, query + key_value + head).rows(),
+                sequence.len(),
+                values,
+            );
         });
 
-        let mut blocks = Vec::new();
-        let mut multiply_adds = 0;
-        let mut rest = TileMut::new(out, self.batch.rows(), self.heads.output_columns());
-        for (index, sequence) in self.batch.ranges().enumerate() {
-            let count = sequence.len().div_ceil((BLOCK_ROWS / group).max(1));
-            for block in 0..count {
-                let queries = block * sequence.len() / count..(block + 1) * sequence.len() / count;
-                multiply_adds += 2 * queries.len() * visible(self.mask, &queries, sequence.len()).len() * query * dim;
-                let (mut rows, below) = rest.split_rows(queries.len());
-                rest = below;
-                for head in 0..key_value {
-                    let (tile, right) = rows.split_columns(group * dim);
-                    rows = right;
-                    let (sequence, head, part) = &parts[index * key_value + head];
-                    let (keys, values) = part.split_at(packing.key_words(sequence.len()));
-                    blocks.push(Block {
-                        op: self,
-                        sequence,
-                        head: *head,
-                        queries: queries.clone(),
-                        keys,
-                        values,
-                        out: tile,
-                    });
-                }
+        let block_queries = (BLOCK_ROWS / group).max(1);
+        let count = |tokens: usize| tokens.div_ceil(block_queries);
+        let queries_of = |block: usize, tokens: usize| {
+            let count = count(tokens);
+            block * tokens / count..(block + 1) * tokens / count
+        };
+        let (mut left, mut multiply_adds) = (0, 0);
+        for tokens in self.batch.ranges().map(|sequence| sequence.len()) {
+            left += count(tokens) * key_value;
+            for queries in (0..count(tokens)).map(|block| queries_of(block, tokens)) {
+                multiply_adds += 2 * queries.len() * visible(self.mask, &queries, tokens).len() * query * dim;
             }
         }
         // Under a causal mask the last blocks are the longest: they go first, so that none is left over at the end.
-        self.pool.for_each(multiply_adds / MULTIPLY_ADDS_PER_NS, blocks.into_iter().rev(), |block| {
-            self.level.run(block);
+        let mut packed = packed.as_slice();
+        let mut rows_left = TileMut::new(out, self.batch.rows(), self.heads.output_columns());
+        let blocks = self.batch.ranges().rev().flat_map(|sequence| {
+            let tokens = sequence.len();
+            let (others, parts) = packed.split_at(packed.len() - key_value * words(tokens));
+            packed = others;
+            let above = rows_left.rows() - tokens;
+            let (above, mut rows) = rows_left.take().split_rows(above);
+            rows_left = above;
+            (0..count(tokens)).rev().flat_map(move |block| {
+                let queries = queries_of(block, tokens);
+                let (above, mut right) = rows.take().split_rows(queries.start);
+                rows = above;
+                let sequence = sequence.clone();
+                parts.chunks_exact(words(tokens)).enumerate().map(move |(head, part)| {
+                    let (out, others) = right.take().split_columns(group * dim);
+                    right = others;
+                    let (keys, values) = part.split_at(packing.key_words(tokens));
+                    let (sequence, queries) = (sequence.clone(), queries.clone());
+                    Block { op: self, sequence, head, queries, keys, values, out }
+                })
+            })
         });
+        let blocks = Counted { items: blocks, left };
+        self.pool.for_each(multiply_adds / MULTIPLY_ADDS_PER_NS, blocks, |block| self.level.run(block));
     }
 
     /// The rows of head `index` (queries, then keys, then values) in `sequence`.
-    fn head_rows(&self, sequence: &Range<usize>, index: usize) -> impl ExactSizeIterator<Item = &[f32]> {
+    fn head_rows(&self, sequence: &Range<usize>, index: usize) -> HeadRows<'_> {
         let Heads { dim, .. } = self.heads;
         let columns = self.heads.fused_columns();
-        self.qkv[sequence.start * columns..sequence.end * columns]
-            .chunks_exact(columns)
-            .map(move |row| &row[index * dim..(index + 1) * dim])
+        HeadRows { floats: &self.qkv[sequence.start * columns + index * dim..sequence.end * columns], columns, dim }
     }
 }
+
+/// Rows of one head within a fused projection.
+#[derive(Clone, Copy)]
+struct HeadRows<'a> {
+    /// From the first row's first float.
+    floats: &'a [f32],
+    /// Floats from one row to the next.
+    columns: usize,
+    dim: usize,
+}
+
+impl<'a> HeadRows<'a> {
+    fn rows(self) -> impl ExactSizeIterator<Item = &'a [f32]> {
+        self.floats.chunks(self.columns).map(move |row| &row[..self.dim])
+    }
+}
+
+/// Items of which it is known how many there are.
+struct Counted<I> {
+    items: I,
+    left: usize,
+}
+
+impl<I: Iterator> Iterator for Counted<I> {
+    type Item = I::Item;
+
+    fn next(&mut self) -> Option<I::Item> {
+        self.left = self.left.saturating_sub(1);
+        self.items.next()
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (self.left, Some(self.left))
+    }
+}
+
+impl<I: Iterator> ExactSizeIterator for Counted<I> {}
 
 /// Which keys at least one of `queries` sees, in a sequence of `tokens`.
 fn visible(mask: Mask, queries: &Range<usize>, tokens: usize) -> Range<usize> {
@@ -132,18 +180,6 @@ impl Packing {
         self.dim.div_ceil(self.columns) * tokens * self.columns
     }
 
-    /// Keys become columns: `[tokens / columns][dim][columns]`. What is left of the last panel is not written: its
-    /// scores are computed, but never read.
-    fn pack_keys<'a>(self, rows: impl Iterator<Item = &'a [f32]>, panels: &mut [f32]) {
-        let Self { dim, columns } = self;
-        for (token, row) in rows.enumerate() {
-            let panel = &mut panels[token / columns * dim * columns..][..dim * columns];
-            for (values, &x) in panel.chunks_exact_mut(columns).zip(row) {
-                values[token % columns] = x;
-            }
-        }
-    }
-
     /// Values stay rows, cut into panels: `[dim / columns][tokens][columns]`.
     fn pack_values<'a>(self, rows: impl Iterator<Item = &'a [f32]>, tokens: usize, panels: &mut [f32]) {
         for (token, row) in rows.enumerate() {
@@ -154,10 +190,42 @@ impl Packing {
     }
 }
 
+/// Keys become columns: `[tokens / columns][dim][columns]`. What is left of the last panel is not written: its scores
+/// are computed, but never read.
+struct PackKeys<'a> {
+    packing: Packing,
+    rows: HeadRows<'a>,
+    panels: &'a mut [f32],
+}
+
+impl Kernel for PackKeys<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Packing { dim, columns } = self.packing;
+        let HeadRows { floats, columns: stride, .. } = self.rows;
+        let tokens = floats.len().div_ceil(stride);
+        for first in (0..tokens).step_by(S::LANES) {
+            let panel = &mut self.panels[first / columns * dim * columns + first % columns..];
+            let rows = &floats[first * stride..];
+            let whole = if first + S::LANES <= tokens { dim / S::LANES * S::LANES } else { 0 };
+            for at in (0..whole).step_by(S::LANES) {
+                s.transpose(&rows[at..], stride, &mut panel[at * columns..], columns);
+            }
+            for (token, row) in rows.chunks(stride).take(S::LANES).enumerate() {
+                for at in whole..dim {
+                    panel[at * columns + token] = row[at];
+                }
+            }
+        }
+    }
+}
+
 /// One block of queries of the heads that share a key head.
 struct Block<'a> {
     op: &'a Attention<'a>,
-    sequence: &'a Range<usize>,
+    sequence: Range<usize>,
     /// The key head.
     head: usize,
     /// Positions within the sequence.
@@ -169,7 +237,8 @@ struct Block<'a> {
 }
 
 /// The running softmax of one row.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
 struct Softmax {
     max: f32,
     sum: f32,
@@ -184,11 +253,13 @@ impl Kernel for Block<'_> {
         let group = query / key_value;
         let count = self.queries.len();
         let rows = group * count;
-        with_scratch(3 * rows * ROW_STRIDE, |scratch| {
+        with_scratch(3 * rows * ROW_STRIDE + 2 * rows, |scratch| {
             let (left, others) = scratch.split_at_mut(rows * ROW_STRIDE);
-            let (scores, sums) = others.split_at_mut(rows * ROW_STRIDE);
+            let (scores, others) = others.split_at_mut(rows * ROW_STRIDE);
+            let (sums, state) = others.split_at_mut(rows * ROW_STRIDE);
+            let state: &mut [Softmax] = bytemuck::cast_slice_mut(state);
             // Finite, so that a row which sees no key of the first block does not subtract infinities.
-            let mut state = vec![Softmax { max: f32::MIN, sum: 0.0 }; rows];
+            state.fill(Softmax { max: f32::MIN, sum: 0.0 });
             s.vectorize(Gather { block: &self, left });
 
             let keys = visible(self.op.mask, &self.queries, self.sequence.len());
@@ -207,7 +278,7 @@ impl Kernel for Block<'_> {
                         out: scores_tile.columns_mut(column - start..column - start + columns),
                     });
                 }
-                s.vectorize(Weigh { block: &self, keys: range.clone(), scores, state: &mut state, sums });
+                s.vectorize(Weigh { block: &self, keys: range.clone(), scores, state, sums });
                 let mut sums_tile = TileMut::new(sums, rows, ROW_STRIDE);
                 for (i, column) in (0..dim).step_by(columns).enumerate() {
                     let row = i * self.sequence.len() + start;
@@ -221,7 +292,7 @@ impl Kernel for Block<'_> {
                     });
                 }
             }
-            s.vectorize(Scatter { sums, state: &state, dim, out: self.out.reborrow() });
+            s.vectorize(Scatter { sums, state, dim, out: self.out.reborrow() });
         });
     }
 }

@@ -169,9 +169,11 @@ impl Backend for Cpu {
         &self,
         _: &(),
         batch: &PackedBatch,
-        forward: &dyn Fn(&Self::Batch) -> Result<Self::Tensor>,
+        forward: &(dyn Fn(&Self::Batch) -> Result<Self::Tensor> + Sync),
     ) -> Result<Vec<f32>> {
-        self.download(&forward(&self.upload(batch)?)?)
+        let batch = self.upload(batch)?;
+        // On a thread of the pool, where operations share their work at the least cost.
+        self.pool.enter(|| self.download(&forward(&batch)?))
     }
 
     fn embed(&self, table: &Table, norm: Option<&Norm<Vec<f32>>>, batch: &Batch) -> Result<Tensor> {

@@ -12,28 +12,39 @@ const ITEMS_PER_THREAD: usize = 4;
 /// Well above the cost of fetching an item.
 const ITEM_LEAST_NS: usize = 2_000;
 
-/// The calling thread and `threads - 1` others.
+/// `threads` threads that share the work of an operation.
 ///
-/// The caller works along with the others instead of handing over and sleeping: waking a thread costs as much as a
-/// small operation, and this way no operation waits for it.
+/// Who calls an operation works along with the others instead of handing over and sleeping: waking a thread costs as
+/// much as a small operation, and this way no operation waits for it. A model's pass runs on one of the threads as a
+/// whole ([`Pool::enter`]), where sharing work allocates nothing; an operation that is called from elsewhere borrows the
+/// others.
 #[derive(Debug)]
 pub(crate) struct Pool {
     threads: usize,
     /// `None` where the caller is alone.
-    others: Option<rayon::ThreadPool>,
+    workers: Option<rayon::ThreadPool>,
 }
 
 impl Pool {
     /// A pool that works on `threads` threads in all.
     pub(crate) fn new(threads: usize) -> Result<Self> {
-        let build = |others| {
+        let build = |threads| {
             rayon::ThreadPoolBuilder::new()
-                .num_threads(others)
+                .num_threads(threads)
                 .thread_name(|i| format!("compute-{i}"))
                 .build()
-                .map_err(|e| ComputeError::Device(format!("could not start {others} threads: {e}")))
+                .map_err(|e| ComputeError::Device(format!("could not start {threads} threads: {e}")))
         };
-        Ok(Self { threads: threads.max(1), others: (threads > 1).then(|| build(threads - 1)).transpose()? })
+        let threads = threads.max(1);
+        Ok(Self { threads, workers: (threads > 1).then(|| build(threads)).transpose()? })
+    }
+
+    /// Runs `f` on one of the threads, where all operations that it calls share their work without allocating.
+    pub(crate) fn enter<R: Send>(&self, f: impl FnOnce() -> R + Send) -> R {
+        match &self.workers {
+            Some(workers) => workers.install(f),
+            None => f(),
+        }
     }
 
     /// Threads in all.
@@ -53,7 +64,7 @@ impl Pool {
     {
         let items = items.into_iter();
         let helpers = self.threads.min(items.len()).min(total_ns / WORTH_WAKING_NS).saturating_sub(1);
-        let Some(others) = self.others.as_ref().filter(|_| helpers > 0) else {
+        let Some(workers) = self.workers.as_ref().filter(|_| helpers > 0) else {
             return items.for_each(f);
         };
         let items = Mutex::new(items);
@@ -66,12 +77,16 @@ impl Pool {
                 f(item);
             }
         };
-        others.in_place_scope(|scope| {
-            for _ in 0..helpers {
-                scope.spawn(|_| work());
-            }
-            work();
-        });
+        if workers.current_thread_index().is_some() {
+            on_several(helpers + 1, &work);
+        } else {
+            workers.in_place_scope(|scope| {
+                for _ in 0..helpers {
+                    scope.spawn(|_| work());
+                }
+                work();
+            });
+        }
     }
 
     /// How many rows of an operation an item should take, when a row takes about `row_ns`: several items a thread, so
@@ -88,6 +103,15 @@ impl Pool {
     }
 }
 
+/// Offers `work` to `threads` threads, of which the calling one, in the pool, is the first.
+fn on_several(threads: usize, work: &(impl Fn() + Sync)) {
+    if threads <= 1 {
+        return work();
+    }
+    // The caller goes left: it has offered to all the others before it begins.
+    rayon::join(|| on_several(threads - threads / 2, work), || on_several(threads / 2, work));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,10 +122,14 @@ mod tests {
         for threads in [1, 2, 5] {
             let pool = Pool::new(threads).unwrap();
             let visits: Vec<AtomicUsize> = (0..1000).map(|_| AtomicUsize::new(0)).collect();
-            pool.for_each(usize::MAX, 0..1000usize, |i| {
-                visits[i].fetch_add(1, Ordering::Relaxed);
-            });
-            assert!(visits.iter().all(|v| v.load(Ordering::Relaxed) == 1));
+            let visit = || {
+                pool.for_each(usize::MAX, 0..1000usize, |i| {
+                    visits[i].fetch_add(1, Ordering::Relaxed);
+                });
+            };
+            visit();
+            pool.enter(visit);
+            assert!(visits.iter().all(|v| v.load(Ordering::Relaxed) == 2));
             pool.for_each(usize::MAX, 0..0usize, |_| unreachable!("there is no item"));
         }
     }

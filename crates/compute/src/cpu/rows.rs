@@ -18,14 +18,12 @@ pub(crate) fn norm(level: Level, pool: &Pool, x: &[f32], out: &mut [f32], norm: 
     let total_ns = x.len() / FLOATS_PER_NS;
     let rows = pool.rows_per_item(x.len() / columns, columns / FLOATS_PER_NS);
     let items = x.chunks(rows * columns).zip(out.chunks_mut(rows * columns));
-    pool.for_each(total_ns, items, |(x, out)| {
-        out.copy_from_slice(x);
-        level.run(NormRows { rows: out, norm });
-    });
+    pool.for_each(total_ns, items, |(x, out)| level.run(NormRows { x, out, norm }));
 }
 
 struct NormRows<'a> {
-    rows: &'a mut [f32],
+    x: &'a [f32],
+    out: &'a mut [f32],
     norm: &'a Norm<Vec<f32>>,
 }
 
@@ -34,8 +32,11 @@ impl Kernel for NormRows<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        for row in self.rows.chunks_exact_mut(self.norm.weight.len()) {
-            normalize(s, row, self.norm);
+        let columns = self.norm.weight.len();
+        for (x, out) in self.x.chunks_exact(columns).zip(self.out.chunks_exact_mut(columns)) {
+            // A row stays in the first-level cache meanwhile: memory is passed over once.
+            out.copy_from_slice(x);
+            normalize(s, out, self.norm);
         }
     }
 }

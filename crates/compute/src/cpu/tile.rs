@@ -59,33 +59,60 @@ impl<'a> TileMut<'a> {
         TileMut { borrow: PhantomData, ..*self }
     }
 
+    /// The whole tile, leaving none of its rows here.
+    pub(crate) fn take(&mut self) -> Self {
+        let whole = Self { borrow: PhantomData, ..*self };
+        self.rows = 0;
+        whole
+    }
+
     /// Columns `range` for a shorter time.
     pub(crate) fn columns_mut(&mut self, range: std::ops::Range<usize>) -> TileMut<'_> {
         self.reborrow().split_columns(range.end).0.split_columns(range.start).1
     }
 
     /// Parts it into tiles of at most `rows` by `columns`, down each column of tiles before the next.
-    pub(crate) fn into_tiles(self, rows: usize, columns: usize) -> Vec<TileMut<'a>> {
-        let mut tiles = Vec::with_capacity(self.rows.div_ceil(rows) * self.columns.div_ceil(columns));
-        let mut rest = self;
-        while rest.columns > 0 {
-            let (mut column, right) = {
-                let at = columns.min(rest.columns);
-                rest.split_columns(at)
-            };
-            rest = right;
-            while column.rows > 0 {
-                let (tile, below) = {
-                    let at = rows.min(column.rows);
-                    column.split_rows(at)
-                };
-                tiles.push(tile);
-                column = below;
-            }
-        }
-        tiles
+    pub(crate) fn into_tiles(self, rows: usize, columns: usize) -> Tiles<'a> {
+        let (column, right) = self.split_columns(0);
+        Tiles { column, right, rows, columns }
     }
 }
+
+/// The tiles of a larger one; see [`TileMut::into_tiles`].
+#[derive(Debug)]
+pub(crate) struct Tiles<'a> {
+    /// What is left of the column of tiles that is being parted.
+    column: TileMut<'a>,
+    right: TileMut<'a>,
+    rows: usize,
+    columns: usize,
+}
+
+impl<'a> Iterator for Tiles<'a> {
+    type Item = TileMut<'a>;
+
+    fn next(&mut self) -> Option<TileMut<'a>> {
+        if self.column.rows == 0 || self.column.columns == 0 {
+            let columns = self.columns.min(self.right.columns);
+            (self.column, self.right) = self.right.take().split_columns(columns);
+        }
+        if self.column.rows == 0 || self.column.columns == 0 {
+            return None;
+        }
+        let rows = self.rows.min(self.column.rows);
+        let (tile, below) = self.column.take().split_rows(rows);
+        self.column = below;
+        Some(tile)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = if self.column.columns == 0 { 0 } else { self.column.rows.div_ceil(self.rows) };
+        let tiles = left + self.right.rows.div_ceil(self.rows) * self.right.columns.div_ceil(self.columns);
+        (tiles, Some(tiles))
+    }
+}
+
+impl ExactSizeIterator for Tiles<'_> {}
 
 #[cfg(test)]
 mod tests {
@@ -94,7 +121,9 @@ mod tests {
     #[test]
     fn tiles_cover_every_float_once() {
         let mut data = vec![0.0; 7 * 10];
-        for (i, mut tile) in TileMut::new(&mut data, 7, 10).into_tiles(3, 4).into_iter().enumerate() {
+        let tiles = TileMut::new(&mut data, 7, 10).into_tiles(3, 4);
+        assert_eq!(tiles.len(), 9);
+        for (i, mut tile) in tiles.enumerate() {
             for row in 0..tile.rows() {
                 tile.row_mut(row).iter_mut().for_each(|x| *x += 1.0 + i as f32);
             }

@@ -113,7 +113,7 @@ impl Backend for Tight {
         &self,
         _: &(),
         batch: &PackedBatch,
-        forward: &dyn Fn(&Self::Batch) -> Result<Self::Tensor>,
+        forward: &(dyn Fn(&Self::Batch) -> Result<Self::Tensor> + Sync),
     ) -> Result<Vec<f32>> {
         if let Some(fault) = self.run_fault.lock().unwrap().clone() {
             return Err(fault);

@@ -60,7 +60,7 @@ pub(crate) fn linear(
 
     let tiles = TileMut::new(out, rows, weight.out_columns).into_tiles(block_rows, panels_a_task * columns);
     let total_ns = rows * weight.out_columns * weight.in_columns / MULTIPLY_ADDS_PER_NS;
-    pool.for_each(total_ns, tiles.into_iter().enumerate(), |(i, tile)| {
+    pool.for_each(total_ns, tiles.enumerate(), |(i, tile)| {
         let first_row = i % blocks * block_rows;
         let first_panel = i / blocks * panels_a_task;
         let x = &x[first_row * weight.in_columns..(first_row + tile.rows()) * weight.in_columns];

@@ -178,4 +178,28 @@ impl Simd for Avx2 {
             _mm_cvtss_f32(_mm_max_ss(x, _mm_movehdup_ps(x)))
         }
     }
+
+    #[inline(always)]
+    fn transpose(self, from: &[f32], stride: usize, to: &mut [f32], to_stride: usize) {
+        let row = |row: usize| self.load(&from[row * stride..]);
+        // SAFETY: an `Avx2` exists only where AVX2 was detected.
+        unsafe {
+            // In pairs of rows, then in fours within each half, then the halves change places.
+            let pair = |a: __m256, b: __m256| [_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)];
+            let four = |[a, b]: [__m256; 2], [c, d]: [__m256; 2]| {
+                [
+                    _mm256_shuffle_ps::<0x44>(a, c),
+                    _mm256_shuffle_ps::<0xee>(a, c),
+                    _mm256_shuffle_ps::<0x44>(b, d),
+                    _mm256_shuffle_ps::<0xee>(b, d),
+                ]
+            };
+            let upper = four(pair(row(0), row(1)), pair(row(2), row(3)));
+            let lower = four(pair(row(4), row(5)), pair(row(6), row(7)));
+            for (i, (a, b)) in upper.into_iter().zip(lower).enumerate() {
+                self.store(_mm256_permute2f128_ps::<0x20>(a, b), &mut to[i * to_stride..]);
+                self.store(_mm256_permute2f128_ps::<0x31>(a, b), &mut to[(i + 4) * to_stride..]);
+            }
+        }
+    }
 }

@@ -160,4 +160,10 @@ impl Simd for Avx512 {
         // SAFETY: an `Avx512` exists only where AVX-512F was detected.
         unsafe { _mm512_reduce_max_ps(x) }
     }
+
+    #[inline(always)]
+    fn transpose(self, from: &[f32], stride: usize, to: &mut [f32], to_stride: usize) {
+        // A plain loop until a real CPU says that it matters.
+        super::transpose_each(LANES, from, stride, to, to_stride);
+    }
 }

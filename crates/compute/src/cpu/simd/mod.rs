@@ -169,6 +169,21 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     /// The largest lane.
     fn max_lane(self, x: Self::Vector) -> f32;
+
+    /// A square of [`Simd::LANES`] by as many floats, rows `stride` apart in `from`, with rows and columns exchanged, to
+    /// rows `to_stride` apart in `to`.
+    fn transpose(self, from: &[f32], stride: usize, to: &mut [f32], to_stride: usize);
+}
+
+/// [`Simd::transpose`] of `lanes` by `lanes` floats, one at a time.
+#[inline(always)]
+fn transpose_each(lanes: usize, from: &[f32], stride: usize, to: &mut [f32], to_stride: usize) {
+    for row in 0..lanes {
+        let from = &from[row * stride..row * stride + lanes];
+        for (column, &x) in from.iter().enumerate() {
+            to[column * to_stride + row] = x;
+        }
+    }
 }
 
 #[cfg(test)]

@@ -131,4 +131,9 @@ impl Simd for Portable {
     fn max_lane(self, x: [f32; LANES]) -> f32 {
         x.into_iter().fold(f32::NEG_INFINITY, |a, b| if a > b { a } else { b })
     }
+
+    #[inline(always)]
+    fn transpose(self, from: &[f32], stride: usize, to: &mut [f32], to_stride: usize) {
+        super::transpose_each(LANES, from, stride, to, to_stride);
+    }
 }

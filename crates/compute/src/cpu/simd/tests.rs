@@ -175,3 +175,29 @@ fn lanes_go_where_they_belong() {
         assert!(wide.iter().enumerate().all(|(i, &x)| x == i as f32), "{isa:?}: {wide:?}");
     }
 }
+
+struct Transpose<'a>(&'a [f32], usize, &'a mut [f32], usize);
+
+impl Kernel for Transpose<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        s.transpose(self.0, self.1, self.2, self.3);
+    }
+}
+
+#[test]
+fn transposes_a_square_between_strides() {
+    for (isa, level) in levels() {
+        let (lanes, stride, to_stride) = (level.lanes(), level.lanes() + 3, 2 * level.lanes());
+        let from: Vec<f32> = (0..lanes * stride).map(|i| i as f32).collect();
+        let mut to = vec![-1.0; lanes * to_stride];
+        level.run(Transpose(&from, stride, &mut to, to_stride));
+        for (at, x) in to.iter().enumerate() {
+            let (row, column) = (at / to_stride, at % to_stride);
+            let want = if column < lanes { (column * stride + row) as f32 } else { -1.0 };
+            assert_eq!(*x, want, "{isa:?} {row} {column}");
+        }
+    }
+}

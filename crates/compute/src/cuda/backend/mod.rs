@@ -215,7 +215,7 @@ impl<G: Gpu> Backend for Cuda<G> {
         &self,
         recording: &Recording<G>,
         batch: &PackedBatch,
-        forward: &dyn Fn(&Batch<G>) -> Result<Tensor<G>>,
+        forward: &(dyn Fn(&Batch<G>) -> Result<Tensor<G>> + Sync),
     ) -> Result<Vec<f32>> {
         recording::run(self, recording, batch, forward)
     }

@@ -55,7 +55,7 @@ pub(super) fn run<G: Gpu>(
     cuda: &Cuda<G>,
     recording: &Recording<G>,
     batch: &PackedBatch,
-    forward: &dyn Fn(&Batch<G>) -> Result<Tensor<G>>,
+    forward: &(dyn Fn(&Batch<G>) -> Result<Tensor<G>> + Sync),
 ) -> Result<Vec<f32>> {
     let _running = cuda.running.lock().unwrap_or_else(PoisonError::into_inner);
     let padded = (batch.rows() <= cuda.options.graph_tokens_max).then(|| padded(batch)).flatten();
@@ -98,7 +98,7 @@ fn attempted<G: Gpu>(
     rows: Result<Vec<f32>>,
     cuda: &Cuda<G>,
     batch: &PackedBatch,
-    forward: &dyn Fn(&Batch<G>) -> Result<Tensor<G>>,
+    forward: &(dyn Fn(&Batch<G>) -> Result<Tensor<G>> + Sync),
     remember: impl FnOnce(bool),
 ) -> Result<Vec<f32>> {
     match rows {
@@ -121,7 +121,7 @@ fn attempted<G: Gpu>(
 fn plain<G: Gpu>(
     cuda: &Cuda<G>,
     batch: &PackedBatch,
-    forward: &dyn Fn(&Batch<G>) -> Result<Tensor<G>>,
+    forward: &(dyn Fn(&Batch<G>) -> Result<Tensor<G>> + Sync),
 ) -> Result<Vec<f32>> {
     cuda.download(&forward(&cuda.upload(batch)?)?)
 }
@@ -129,7 +129,7 @@ fn plain<G: Gpu>(
 fn record<G: Gpu>(
     cuda: &Cuda<G>,
     batch: &PackedBatch,
-    forward: &dyn Fn(&Batch<G>) -> Result<Tensor<G>>,
+    forward: &(dyn Fn(&Batch<G>) -> Result<Tensor<G>> + Sync),
 ) -> Result<Graph<G>> {
     let epoch = cuda.workspace.epoch();
     let batch = cuda.upload(batch)?;

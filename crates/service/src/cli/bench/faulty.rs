@@ -105,7 +105,7 @@ impl<B: Backend> Backend for Faulty<B> {
         &self,
         recording: &B::Recording,
         batch: &PackedBatch,
-        forward: &dyn Fn(&B::Batch) -> Result<B::Tensor>,
+        forward: &(dyn Fn(&B::Batch) -> Result<B::Tensor> + Sync),
     ) -> Result<Vec<f32>> {
         self.fault.as_deref().map_or(Ok(()), Fault::pass)?;
         self.inner.run(recording, batch, forward)
