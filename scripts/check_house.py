@@ -43,6 +43,7 @@ UNSAFE_ALLOWED = (
     "crates/compute/examples/",
     "crates/compute/src/cpu/",
     "crates/compute/src/cuda/",
+    "crates/compute/tests/allocations.rs",
     "crates/emulator/src/",
     "crates/vectors/src/cosine/x86.rs",
     "crates/vectors/src/json/number/avx2.rs",

@@ -61,11 +61,7 @@ impl Attention<'_> {
         self.pool.for_each(self.qkv.len(), parts, |(sequence, head, part)| {
             let (keys, values) = part.split_at_mut(packing.key_words(sequence.len()));
             self.level.run(PackKeys { packing, rows: self.head_rows(&sequence, query + head), panels: keys });
-            packing.pack_values(
-                self.head_rows(&sequence, query + key_value + head).rows(),
-                sequence.len(),
-                values,
-            );
+            packing.pack_values(self.head_rows(&sequence, query + key_value + head).rows(), sequence.len(), values);
         });
 
         let block_queries = (BLOCK_ROWS / group).max(1);
