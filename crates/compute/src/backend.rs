@@ -1,6 +1,6 @@
 //! The contract between models and devices.
 
-use crate::{PackedBatch, TensorView};
+use crate::{Packed, PackedBatch, TensorView};
 use thiserror::Error;
 
 /// Result of a device operation.
@@ -179,6 +179,23 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Prepares an embedding table of `[vocabulary, columns]`.
     fn prepare_table(&self, table: &TensorView<'_>) -> Result<Self::Table>;
+
+    /// The name of the layout in which this device keeps linear layers and tables, where what it keeps can lie in a file:
+    /// another layout has another name. `None` where weights are only prepared from tensors.
+    fn packed_layout(&self) -> Option<String>;
+
+    /// A prepared linear layer without its bias as bytes. `None` where there is no layout.
+    fn packed_linear(&self, weight: &Self::Linear) -> Option<Packed>;
+
+    /// A prepared table as bytes. `None` where there is no layout.
+    fn packed_table(&self, table: &Self::Table) -> Option<Packed>;
+
+    /// The linear layer that [`Backend::packed_linear`] gave, of a device of the same layout, with `bias` as in
+    /// [`Backend::prepare_linear`]. The bytes are used where they are.
+    fn linear_from(&self, packed: &Packed, bias: &[TensorView<'_>]) -> Result<Self::Linear>;
+
+    /// The table that [`Backend::packed_table`] gave, of a device of the same layout. The bytes are used where they are.
+    fn table_from(&self, packed: &Packed) -> Result<Self::Table>;
 
     /// Prepares a one-dimensional vector.
     fn prepare_vector(&self, vector: &TensorView<'_>) -> Result<Self::Vector>;

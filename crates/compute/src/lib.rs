@@ -15,10 +15,12 @@ mod check;
 pub mod conformance;
 pub mod cpu;
 pub mod cuda;
+mod packed;
 pub mod reference;
 mod rope;
 mod tensor;
 
 pub use backend::{Activation, Backend, ComputeError, HeadNorms, Heads, Mask, Norm, NormKind, Pooling, Result};
 pub use batch::{BatchError, PackedBatch};
+pub use packed::{PACKED_ALIGNMENT_BYTES, Packed, SharedBytes};
 pub use tensor::{DType, TensorView};

@@ -5,7 +5,9 @@
 
 use crate::check;
 use crate::rope::RopeTable;
-use crate::{Activation, Backend, HeadNorms, Heads, Mask, Norm, NormKind, PackedBatch, Pooling, Result, TensorView};
+use crate::{
+    Activation, Backend, HeadNorms, Heads, Mask, Norm, NormKind, Packed, PackedBatch, Pooling, Result, TensorView,
+};
 
 /// The plain scalar backend.
 #[derive(Clone, Copy, Debug, Default)]
@@ -86,6 +88,26 @@ impl Backend for Reference {
     fn prepare_table(&self, table: &TensorView<'_>) -> Result<Matrix> {
         let [rows, columns] = check::matrix_shape("prepare_table", table)?;
         Ok(Matrix::new(rows, columns, table.to_f32()))
+    }
+
+    fn packed_layout(&self) -> Option<String> {
+        None
+    }
+
+    fn packed_linear(&self, _: &Linear) -> Option<Packed> {
+        None
+    }
+
+    fn packed_table(&self, _: &Matrix) -> Option<Packed> {
+        None
+    }
+
+    fn linear_from(&self, packed: &Packed, _: &[TensorView<'_>]) -> Result<Linear> {
+        Err(packed.refused("linear_from"))
+    }
+
+    fn table_from(&self, packed: &Packed) -> Result<Matrix> {
+        Err(packed.refused("table_from"))
     }
 
     fn prepare_vector(&self, vector: &TensorView<'_>) -> Result<Vec<f32>> {

@@ -2,7 +2,9 @@
 
 use super::{Precision, cases, run};
 use crate::reference::{Linear, Matrix, Reference, Rope};
-use crate::{Activation, Backend, HeadNorms, Heads, Mask, Norm, NormKind, PackedBatch, Pooling, Result, TensorView};
+use crate::{
+    Activation, Backend, HeadNorms, Heads, Mask, Norm, NormKind, Packed, PackedBatch, Pooling, Result, TensorView,
+};
 use half::bf16;
 
 /// A mistake that some server has made, or well could.
@@ -98,6 +100,26 @@ impl Backend for Faulty {
 
     fn prepare_table(&self, table: &TensorView<'_>) -> Result<Matrix> {
         Reference.prepare_table(table)
+    }
+
+    fn packed_layout(&self) -> Option<String> {
+        None
+    }
+
+    fn packed_linear(&self, _: &Linear) -> Option<Packed> {
+        None
+    }
+
+    fn packed_table(&self, _: &Matrix) -> Option<Packed> {
+        None
+    }
+
+    fn linear_from(&self, packed: &Packed, _: &[TensorView<'_>]) -> Result<Linear> {
+        Err(packed.refused("linear_from"))
+    }
+
+    fn table_from(&self, packed: &Packed) -> Result<Matrix> {
+        Err(packed.refused("table_from"))
     }
 
     fn prepare_vector(&self, vector: &TensorView<'_>) -> Result<Vec<f32>> {

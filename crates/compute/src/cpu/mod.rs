@@ -8,6 +8,7 @@ mod attention;
 mod buffer;
 mod gemm;
 mod memory;
+mod pages;
 mod pool;
 mod rows;
 mod simd;
@@ -16,7 +17,8 @@ mod tile;
 use crate::check;
 use crate::rope::RopeTable;
 use crate::{
-    Activation, Backend, ComputeError, DType, HeadNorms, Heads, Mask, Norm, PackedBatch, Pooling, Result, TensorView,
+    Activation, Backend, ComputeError, DType, HeadNorms, Heads, Mask, Norm, Packed, PackedBatch, Pooling, Result,
+    SharedBytes, TensorView,
 };
 use attention::{Attention, HEAD_DIM_MAX};
 use buffer::{Leased, Workspace};
@@ -24,6 +26,7 @@ pub use gemm::Linear;
 use gemm::kernel::panel_columns;
 use gemm::panels::Panels;
 use half::bf16;
+use pages::Pages;
 use pool::Pool;
 pub use simd::Isa;
 use simd::Level;
@@ -36,6 +39,15 @@ pub struct CpuOptions {
     /// Threads that work on one operation, the caller's included; one a core when `None`.
     pub threads: Option<usize>,
 }
+
+// Stored weights are used as they lie in their files, which is little-endian.
+const _: () = assert!(cfg!(target_endian = "little"), "the CPU backend is for little-endian machines");
+
+/// Changes with what is in a packed weight, so that files of old are not taken for new ones.
+const LAYOUT_VERSION: u32 = 1;
+
+/// Bytes of a table that a thread copies at a time.
+const COPIED_AT_ONCE: usize = 4 << 20;
 
 /// The CPU as a [`Backend`]. Operations are called from one thread at a time to be fast; from several they are correct.
 #[derive(Debug)]
@@ -56,8 +68,18 @@ pub struct Table {
 
 #[derive(Debug)]
 enum TableValues {
-    F32(Vec<f32>),
-    Bf16(Vec<bf16>),
+    F32(SharedBytes),
+    Bf16(SharedBytes),
+}
+
+impl TableValues {
+    /// The dtype's name in a file, and the bytes.
+    fn parts(&self) -> (&'static str, &SharedBytes) {
+        match self {
+            TableValues::F32(bytes) => ("f32", bytes),
+            TableValues::Bf16(bytes) => ("bf16", bytes),
+        }
+    }
 }
 
 /// A prepared rotary table.
@@ -88,6 +110,13 @@ impl Cpu {
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let pool = Pool::new(options.threads.unwrap_or_else(cores))?;
         Ok(Self { isa, level, pool, workspace: Workspace::default() })
+    }
+
+    /// All of `bias`, filled up to whole panels.
+    fn padded(&self, bias: &[TensorView<'_>]) -> Option<Vec<f32>> {
+        let mut padded: Vec<f32> = bias.iter().flat_map(TensorView::to_f32).collect();
+        padded.resize(padded.len().next_multiple_of(panel_columns(self.level.lanes())), 0.0);
+        (!padded.is_empty()).then_some(padded)
     }
 
     fn tensor(&self, rows: usize, columns: usize) -> Tensor {
@@ -132,23 +161,66 @@ impl Backend for Cpu {
 
     fn prepare_linear(&self, parts: &[TensorView<'_>], bias: &[TensorView<'_>]) -> Result<Linear> {
         let [out_columns, in_columns] = check::linear_shape(parts, bias)?;
-        let panels = Panels::pack(self.level, &self.pool, parts, in_columns);
-        let bias = (!bias.is_empty()).then(|| {
-            let mut bias: Vec<f32> = bias.iter().flat_map(TensorView::to_f32).collect();
-            bias.resize(out_columns.next_multiple_of(panel_columns(self.level.lanes())), 0.0);
-            bias
-        });
-        Ok(Linear { out_columns, in_columns, panels, bias })
+        let panels = Panels::pack(self.level, &self.pool, parts, in_columns)?;
+        Ok(Linear { out_columns, in_columns, panels, bias: self.padded(bias) })
     }
 
     fn prepare_table(&self, table: &TensorView<'_>) -> Result<Table> {
         let [rows, columns] = check::matrix_shape("prepare_table", table)?;
         let values = match table.dtype() {
-            DType::Bf16 => {
-                TableValues::Bf16(table.bytes().as_chunks::<2>().0.iter().map(|b| bf16::from_le_bytes(*b)).collect())
+            DType::Bf16 | DType::F32 => {
+                let mut pages = Pages::zeroed(table.bytes().len())?;
+                let parts = pages.as_mut_slice().chunks_mut(COPIED_AT_ONCE).zip(table.bytes().chunks(COPIED_AT_ONCE));
+                self.pool.for_each(table.bytes().len(), parts, |(to, from)| to.copy_from_slice(from));
+                let bytes = SharedBytes::new(pages);
+                if table.dtype() == DType::F32 { TableValues::F32(bytes) } else { TableValues::Bf16(bytes) }
             }
-            DType::F32 | DType::F16 => TableValues::F32(table.to_f32()),
+            DType::F16 => {
+                let mut pages = Pages::zeroed(table.len() * size_of::<f32>())?;
+                table.widen(0, bytemuck::cast_slice_mut(pages.as_mut_slice()));
+                TableValues::F32(SharedBytes::new(pages))
+            }
         };
+        Ok(Table { rows, columns, values })
+    }
+
+    fn packed_layout(&self) -> Option<String> {
+        Some(format!("cpu-{}-columns-v{LAYOUT_VERSION}", panel_columns(self.level.lanes())))
+    }
+
+    fn packed_linear(&self, weight: &Linear) -> Option<Packed> {
+        Some(Packed {
+            shape: [weight.out_columns, weight.in_columns],
+            format: weight.panels.dtype().name().to_owned(),
+            bytes: weight.panels.bytes().clone(),
+        })
+    }
+
+    fn packed_table(&self, table: &Table) -> Option<Packed> {
+        let (format, bytes) = table.values.parts();
+        Some(Packed { shape: [table.rows, table.columns], format: format.to_owned(), bytes: bytes.clone() })
+    }
+
+    fn linear_from(&self, packed: &Packed, bias: &[TensorView<'_>]) -> Result<Linear> {
+        let [out_columns, in_columns] = packed.shape;
+        let panels = Panels::unpack(self.level, packed)?;
+        let biased: usize = bias.iter().map(TensorView::len).sum();
+        check::ensure(bias.is_empty() || biased == out_columns, "linear_from", || {
+            format!("a bias of {biased} for {out_columns} columns")
+        })?;
+        Ok(Linear { out_columns, in_columns, panels, bias: self.padded(bias) })
+    }
+
+    fn table_from(&self, packed: &Packed) -> Result<Table> {
+        const OP: &str = "table_from";
+        let [rows, columns] = packed.shape;
+        let bytes = packed.bytes.clone();
+        let (values, element_bytes) = match packed.format.as_str() {
+            "f32" => (TableValues::F32(bytes), 4),
+            "bf16" => (TableValues::Bf16(bytes), 2),
+            _ => return Err(packed.refused(OP)),
+        };
+        packed.require(OP, rows.checked_mul(columns).and_then(|elements| elements.checked_mul(element_bytes)))?;
         Ok(Table { rows, columns, values })
     }
 
@@ -183,9 +255,10 @@ impl Backend for Cpu {
         for (out, &id) in rows.zip(batch.packed.tokens()) {
             let range = id as usize * table.columns..(id as usize + 1) * table.columns;
             match &table.values {
-                TableValues::F32(values) => out.copy_from_slice(&values[range]),
-                TableValues::Bf16(values) => {
-                    out.iter_mut().zip(&values[range]).for_each(|(out, value)| *out = value.to_f32());
+                TableValues::F32(bytes) => out.copy_from_slice(&bytemuck::cast_slice(bytes)[range]),
+                TableValues::Bf16(bytes) => {
+                    let values: &[u16] = bytemuck::cast_slice(bytes);
+                    out.iter_mut().zip(&values[range]).for_each(|(out, &x)| *out = bf16::from_bits(x).to_f32());
                 }
             }
         }

@@ -3,7 +3,7 @@
 
 use nexus_compute::reference::{Linear, Matrix, Reference, Rope};
 use nexus_compute::{
-    Activation, Backend, ComputeError, HeadNorms, Heads, Mask, Norm, PackedBatch, Pooling, Result, TensorView,
+    Activation, Backend, ComputeError, HeadNorms, Heads, Mask, Norm, Packed, PackedBatch, Pooling, Result, TensorView,
 };
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -95,6 +95,26 @@ impl Backend for Tight {
         }
         let freeing = Duration::from_millis(self.freeing_ms.load(Ordering::SeqCst));
         Ok(Table(Reference.prepare_table(table)?, self.held.clone(), freeing))
+    }
+
+    fn packed_layout(&self) -> Option<String> {
+        None
+    }
+
+    fn packed_linear(&self, _: &Linear) -> Option<Packed> {
+        None
+    }
+
+    fn packed_table(&self, _: &Table) -> Option<Packed> {
+        None
+    }
+
+    fn linear_from(&self, packed: &Packed, _: &[TensorView<'_>]) -> Result<Linear> {
+        Err(packed.refused("linear_from"))
+    }
+
+    fn table_from(&self, packed: &Packed) -> Result<Table> {
+        Err(packed.refused("table_from"))
     }
 
     fn prepare_vector(&self, vector: &TensorView<'_>) -> Result<Vec<f32>> {

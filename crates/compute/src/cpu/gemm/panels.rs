@@ -4,15 +4,15 @@
 //! up with zeros. bf16 weights stay bf16, so that a product with few rows reads half the bytes.
 
 use super::kernel::{Element, panel_columns};
-use crate::cpu::buffer::Buffer;
+use crate::cpu::pages::Pages;
 use crate::cpu::pool::Pool;
-use crate::cpu::simd::Level;
-use crate::{DType, TensorView};
+use crate::cpu::simd::{Kernel, Level, Simd};
+use crate::{DType, Packed, Result, SharedBytes, TensorView};
 
 /// The packed weight of a linear layer.
 #[derive(Debug)]
 pub(crate) struct Panels {
-    buffer: Buffer,
+    bytes: SharedBytes,
     dtype: PanelDType,
     /// Words from one panel to the next.
     words: usize,
@@ -25,56 +25,73 @@ pub(crate) enum PanelDType {
     Bf16Pairs,
 }
 
-/// Values of a row that are transposed at a time, so that both sides stay in the first-level cache.
-const TRANSPOSED_AT_ONCE: usize = 64;
+impl PanelDType {
+    const ALL: [Self; 2] = [Self::F32, Self::Bf16Pairs];
 
-/// Floats between rows of the block that is transposed: a line more, which keeps them off each other's cache sets.
-const APART: usize = TRANSPOSED_AT_ONCE + 16;
+    /// Its name in a file.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            PanelDType::F32 => "f32",
+            PanelDType::Bf16Pairs => "bf16 pairs",
+        }
+    }
+
+    /// Words for one `k` of a panel.
+    fn step_words(self, lanes: usize) -> usize {
+        match self {
+            PanelDType::F32 => f32::words(lanes),
+            PanelDType::Bf16Pairs => u32::words(lanes),
+        }
+    }
+}
+
+/// Bytes of a word.
+const WORD_BYTES: usize = 4;
+
+/// Values of a row that are brought into order at a time: with those of a panel's other rows they fit the first-level
+/// cache.
+const DEPTH_AT_ONCE: usize = 128;
+
+/// Words between rows of what is brought into order: a line more, which keeps them off each other's cache sets.
+const APART: usize = DEPTH_AT_ONCE + 16;
 
 impl Panels {
     /// Packs the stacked rows of `parts`, all of them `depth` columns wide.
-    pub(crate) fn pack(level: Level, pool: &Pool, parts: &[TensorView<'_>], depth: usize) -> Self {
-        let rows: Vec<(&TensorView<'_>, usize)> =
-            parts.iter().flat_map(|part| (0..part.len() / depth).map(move |row| (part, row * depth))).collect();
+    pub(crate) fn pack(level: Level, pool: &Pool, parts: &[TensorView<'_>], depth: usize) -> Result<Self> {
+        let rows: Vec<Row<'_>> =
+            parts.iter().flat_map(|part| (0..part.len() / depth).map(move |row| Row { part, row, depth })).collect();
         let columns = panel_columns(level.lanes());
-        let panels = rows.len().div_ceil(columns);
         let dtype =
             if parts.iter().all(|p| p.dtype() == DType::Bf16) { PanelDType::Bf16Pairs } else { PanelDType::F32 };
-        let words = depth
-            * match dtype {
-                PanelDType::F32 => f32::words(level.lanes()),
-                PanelDType::Bf16Pairs => u32::words(level.lanes()),
-            };
-        let mut buffer = Buffer::zeroed(panels * words);
-        let total_ns = rows.len() * depth;
-        match dtype {
-            PanelDType::F32 => {
-                let all = &mut buffer.as_mut_slice::<f32>()[..panels * words];
-                pool.for_each(total_ns, all.chunks_exact_mut(words).zip(rows.chunks(columns)), |(panel, rows)| {
-                    let mut steps = panel.chunks_exact_mut(columns);
-                    for_each_step(rows, columns, depth, |values| {
-                        for (x, value) in steps.next().into_iter().flatten().zip(values.iter().step_by(APART)) {
-                            *x = *value;
-                        }
-                    });
-                });
+        let words = depth * dtype.step_words(level.lanes());
+        let mut pages = Pages::zeroed(rows.len().div_ceil(columns) * words * WORD_BYTES)?;
+        let all: &mut [f32] = bytemuck::cast_slice_mut(pages.as_mut_slice());
+        // An item is a few panels: a thread that writes megabytes on end leaves the large pages between to itself.
+        let panels_an_item = (1usize << 20).div_ceil(words * WORD_BYTES);
+        let items = all.chunks_mut(panels_an_item * words).zip(rows.chunks(panels_an_item * columns));
+        pool.for_each(rows.len() * depth, items, |(panels, rows)| {
+            for (panel, rows) in panels.chunks_exact_mut(words).zip(rows.chunks(columns)) {
+                match dtype {
+                    PanelDType::F32 => level.run(PackF32 { rows, depth, panel }),
+                    PanelDType::Bf16Pairs => level.run(PackPairs { rows, depth, panel }),
+                }
             }
-            PanelDType::Bf16Pairs => {
-                let lanes = level.lanes();
-                let all = &mut buffer.as_mut_slice::<u32>()[..panels * words];
-                pool.for_each(total_ns, all.chunks_exact_mut(words).zip(rows.chunks(columns)), |(panel, rows)| {
-                    let mut steps = panel.chunks_exact_mut(lanes);
-                    for_each_step(rows, columns, depth, |values| {
-                        for (lane, pair) in steps.next().into_iter().flatten().enumerate() {
-                            let (low, high) = (values[lane * APART], values[(lane + lanes) * APART]);
-                            // Exact: the values were bf16, so the lower halves are zero.
-                            *pair = low.to_bits() >> 16 | high.to_bits();
-                        }
-                    });
-                });
-            }
-        }
-        Self { buffer, dtype, words }
+        });
+        Ok(Self { bytes: SharedBytes::new(pages), dtype, words })
+    }
+
+    /// What somebody kept of [`Panels::bytes`].
+    pub(crate) fn unpack(level: Level, packed: &Packed) -> Result<Self> {
+        const OP: &str = "linear_from";
+        let [rows, depth] = packed.shape;
+        let dtype = PanelDType::ALL.into_iter().find(|dtype| dtype.name() == packed.format);
+        let dtype = dtype.ok_or_else(|| packed.refused(OP))?;
+        let words = depth.checked_mul(dtype.step_words(level.lanes()));
+        let bytes = words
+            .and_then(|words| rows.div_ceil(panel_columns(level.lanes())).checked_mul(words))
+            .and_then(|words| words.checked_mul(WORD_BYTES));
+        packed.require(OP, bytes)?;
+        Ok(Self { bytes: packed.bytes.clone(), dtype, words: words.unwrap_or(0) })
     }
 
     /// What the words hold.
@@ -82,23 +99,119 @@ impl Panels {
         self.dtype
     }
 
+    /// All panels, one after the other.
+    pub(crate) fn bytes(&self) -> &SharedBytes {
+        &self.bytes
+    }
+
     /// Panel `index`, as the words that [`Panels::dtype`] says.
     pub(crate) fn panel<E: Element>(&self, index: usize) -> &[E] {
-        &self.buffer.as_slice()[index * self.words..(index + 1) * self.words]
+        const { assert!(size_of::<E>() == WORD_BYTES) };
+        let bytes = self.words * WORD_BYTES;
+        bytemuck::cast_slice(&self.bytes[index * bytes..(index + 1) * bytes])
     }
 }
 
-/// Calls `put` with the values of each `k` in turn: one for each of `columns`, [`APART`] from each other, zero where
-/// there is no row.
-fn for_each_step(rows: &[(&TensorView<'_>, usize)], columns: usize, depth: usize, mut put: impl FnMut(&[f32])) {
-    let mut block = vec![0.0; columns * APART];
-    for start in (0..depth).step_by(TRANSPOSED_AT_ONCE) {
-        let length = TRANSPOSED_AT_ONCE.min(depth - start);
-        for ((view, offset), block) in rows.iter().zip(block.chunks_exact_mut(APART)) {
-            view.widen(offset + start, &mut block[..length]);
+/// A row of a weight: a column of the product.
+struct Row<'a> {
+    part: &'a TensorView<'a>,
+    row: usize,
+    depth: usize,
+}
+
+impl Row<'_> {
+    /// Values `start..start + out.len()`, as f32.
+    fn widen(&self, start: usize, out: &mut [f32]) {
+        self.part.widen(self.row * self.depth + start, out);
+    }
+
+    /// Values `start..start + length` of a row of bf16.
+    fn bf16s(&self, start: usize, length: usize) -> &[[u8; 2]] {
+        &self.part.bytes().as_chunks().0[self.row * self.depth + start..][..length]
+    }
+}
+
+/// One panel of f32.
+struct PackF32<'a> {
+    /// As many as a panel is wide, or fewer.
+    rows: &'a [Row<'a>],
+    depth: usize,
+    panel: &'a mut [f32],
+}
+
+impl Kernel for PackF32<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let columns = panel_columns(S::LANES);
+        for (rows, first) in self.rows.chunks(S::LANES).zip([0, S::LANES]) {
+            let mut block = [0.0; MAX_LANES * APART];
+            for start in (0..self.depth).step_by(DEPTH_AT_ONCE) {
+                let length = DEPTH_AT_ONCE.min(self.depth - start);
+                for (row, block) in rows.iter().zip(block.chunks_exact_mut(APART)) {
+                    row.widen(start, &mut block[..length]);
+                }
+                put(s, &block, length, &mut self.panel[start * columns + first..], columns);
+            }
         }
-        for k in 0..length {
-            put(&block[k..]);
+    }
+}
+
+/// One panel of pairs of bf16.
+struct PackPairs<'a> {
+    /// As many as a panel is wide, or fewer.
+    rows: &'a [Row<'a>],
+    depth: usize,
+    /// Words, whatever they hold.
+    panel: &'a mut [f32],
+}
+
+impl Kernel for PackPairs<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let (low, high) = self.rows.split_at(S::LANES.min(self.rows.len()));
+        let mut block = [0.0; MAX_LANES * APART];
+        for start in (0..self.depth).step_by(DEPTH_AT_ONCE) {
+            let length = DEPTH_AT_ONCE.min(self.depth - start);
+            for (i, (row, block)) in low.iter().zip(block.chunks_exact_mut(APART)).enumerate() {
+                let block = &mut block[..length];
+                let low = row.bf16s(start, length);
+                match high.get(i) {
+                    Some(row) => {
+                        for ((pair, low), high) in block.iter_mut().zip(low).zip(row.bf16s(start, length)) {
+                            let (low, high) = (u16::from_le_bytes(*low), u16::from_le_bytes(*high));
+                            *pair = f32::from_bits(u32::from(low) | u32::from(high) << 16);
+                        }
+                    }
+                    None => {
+                        for (pair, low) in block.iter_mut().zip(low) {
+                            *pair = f32::from_bits(u32::from(u16::from_le_bytes(*low)));
+                        }
+                    }
+                }
+            }
+            put(s, &block, length, &mut self.panel[start * S::LANES..], S::LANES);
+        }
+    }
+}
+
+/// The most lanes of any instruction set.
+const MAX_LANES: usize = 16;
+
+/// Writes the first `length` columns of `block`, of as many rows as there are lanes, as rows `stride` apart.
+#[inline(always)]
+fn put<S: Simd>(s: S, block: &[f32], length: usize, to: &mut [f32], stride: usize) {
+    const { assert!(S::LANES <= MAX_LANES && DEPTH_AT_ONCE.is_multiple_of(S::LANES)) };
+    let whole = length / S::LANES * S::LANES;
+    for k in (0..whole).step_by(S::LANES) {
+        s.transpose(&block[k..], APART, &mut to[k * stride..], stride);
+    }
+    for k in whole..length {
+        for lane in 0..S::LANES {
+            to[k * stride + lane] = block[lane * APART + k];
         }
     }
 }
@@ -116,7 +229,7 @@ mod tests {
         let bytes: Vec<u8> = (0..rows * depth).flat_map(|i| bf16::from_f32(i as f32).to_le_bytes()).collect();
         let shape = [rows, depth];
         let view = TensorView::new(DType::Bf16, &shape, &bytes).unwrap();
-        let panels = Panels::pack(level, &Pool::new(1).unwrap(), &[view], depth);
+        let panels = Panels::pack(level, &Pool::new(1).unwrap(), &[view], depth).unwrap();
         assert_eq!(panels.dtype(), PanelDType::Bf16Pairs);
         // k = 2 of the first panel: columns 0..4 below, 4..8 above.
         for (lane, word) in panels.panel::<u32>(0)[8..12].iter().enumerate() {
@@ -124,5 +237,34 @@ mod tests {
             assert_eq!(f32::from_bits(word & 0xffff_0000), ((lane + 4) * depth + 2) as f32);
         }
         assert_eq!(panels.panel::<u32>(1)[9..12], [0; 3]);
+    }
+
+    #[test]
+    fn every_value_is_where_the_product_reads_it() {
+        for level in Isa::ALL.into_iter().filter_map(Level::new) {
+            let columns = panel_columns(level.lanes());
+            for (rows, depth) in [(1, 1), (columns, 300), (2 * columns + 3, 129), (columns - 1, 17)] {
+                // Every bit pattern has to survive, those of NaN included.
+                let values: Vec<u16> = (0..rows * depth).map(|i| (i * 257 % 65_536) as u16).collect();
+                let bf16s: Vec<u8> = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+                let f32s: Vec<u8> = values.iter().flat_map(|v| (u32::from(*v) << 16).to_le_bytes()).collect();
+                let shape = [rows, depth];
+                for (dtype, bytes) in [(DType::Bf16, &bf16s), (DType::F32, &f32s)] {
+                    let view = TensorView::new(dtype, &shape, bytes).unwrap();
+                    let panels = Panels::pack(level, &Pool::new(2).unwrap(), &[view], depth).unwrap();
+                    for (at, value) in values.iter().enumerate() {
+                        let (row, k) = (at / depth, at % depth);
+                        let (panel, column) = (panels.panel::<u32>(row / columns), row % columns);
+                        let lanes = level.lanes();
+                        let found = match (dtype, column < lanes) {
+                            (DType::F32, _) => (panel[k * columns + column] >> 16) as u16,
+                            (_, true) => panel[k * lanes + column] as u16,
+                            (_, false) => (panel[k * lanes + column - lanes] >> 16) as u16,
+                        };
+                        assert_eq!(found, *value, "{dtype:?} {rows} x {depth}: row {row}, {k}");
+                    }
+                }
+            }
+        }
     }
 }

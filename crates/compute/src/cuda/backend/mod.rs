@@ -16,7 +16,8 @@ use super::gpu::{Address, Arg, Format, Gpu, Launch, Product};
 use super::kernels::Kernel;
 use crate::rope::RopeTable;
 use crate::{
-    Activation, Backend, HeadNorms, Heads, Mask, Norm, NormKind, PackedBatch, Pooling, Result, TensorView, check,
+    Activation, Backend, HeadNorms, Heads, Mask, Norm, NormKind, Packed, PackedBatch, Pooling, Result, TensorView,
+    check,
 };
 pub use batch::Batch;
 use memory::{Leased, Workspace};
@@ -196,6 +197,26 @@ impl<G: Gpu> Backend for Cuda<G> {
     fn prepare_table(&self, table: &TensorView<'_>) -> Result<Matrix<G>> {
         let [rows, columns] = check::matrix_shape("prepare_table", table)?;
         Matrix::new(&self.gpu, rows, columns, std::slice::from_ref(table))
+    }
+
+    fn packed_layout(&self) -> Option<String> {
+        None
+    }
+
+    fn packed_linear(&self, _: &Linear<G>) -> Option<Packed> {
+        None
+    }
+
+    fn packed_table(&self, _: &Matrix<G>) -> Option<Packed> {
+        None
+    }
+
+    fn linear_from(&self, packed: &Packed, _: &[TensorView<'_>]) -> Result<Linear<G>> {
+        Err(packed.refused("linear_from"))
+    }
+
+    fn table_from(&self, packed: &Packed) -> Result<Matrix<G>> {
+        Err(packed.refused("table_from"))
     }
 
     fn prepare_vector(&self, vector: &TensorView<'_>) -> Result<Vector<G>> {

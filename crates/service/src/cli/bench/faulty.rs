@@ -3,7 +3,7 @@
 //! Deliberately absent: a failure of the hardware. What follows here is what follows when a device reports one.
 
 use nexus_compute::{
-    Activation, Backend, ComputeError, HeadNorms, Heads, Mask, Norm, PackedBatch, Pooling, Result, TensorView,
+    Activation, Backend, ComputeError, HeadNorms, Heads, Mask, Norm, Packed, PackedBatch, Pooling, Result, TensorView,
 };
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -87,6 +87,26 @@ impl<B: Backend> Backend for Faulty<B> {
 
     fn prepare_table(&self, table: &TensorView<'_>) -> Result<B::Table> {
         self.inner.prepare_table(table)
+    }
+
+    fn packed_layout(&self) -> Option<String> {
+        self.inner.packed_layout()
+    }
+
+    fn packed_linear(&self, weight: &B::Linear) -> Option<Packed> {
+        self.inner.packed_linear(weight)
+    }
+
+    fn packed_table(&self, table: &B::Table) -> Option<Packed> {
+        self.inner.packed_table(table)
+    }
+
+    fn linear_from(&self, packed: &Packed, bias: &[TensorView<'_>]) -> Result<B::Linear> {
+        self.inner.linear_from(packed, bias)
+    }
+
+    fn table_from(&self, packed: &Packed) -> Result<B::Table> {
+        self.inner.table_from(packed)
     }
 
     fn prepare_vector(&self, vector: &TensorView<'_>) -> Result<B::Vector> {
