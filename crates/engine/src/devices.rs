@@ -31,6 +31,7 @@ pub(crate) trait Device: Send + Sync {
     fn numeric_format(&self) -> &'static str;
     fn memory_bytes_free(&self) -> Option<u64>;
     fn warm_up_tokens(&self, tokens_max: usize) -> Vec<usize>;
+    fn packed_layout(&self) -> Option<String>;
     /// Loads a copy of a model onto it.
     fn load(&self, role: Role, files: &ModelFiles, options: LoadOptions<'_>) -> Result<Loaded, LoadError>;
 }
@@ -62,6 +63,10 @@ impl<B: Backend> Device for Typed<B> {
 
     fn warm_up_tokens(&self, tokens_max: usize) -> Vec<usize> {
         self.0.warm_up_tokens(tokens_max)
+    }
+
+    fn packed_layout(&self) -> Option<String> {
+        self.0.packed_layout()
     }
 
     fn load(&self, role: Role, files: &ModelFiles, options: LoadOptions<'_>) -> Result<Loaded, LoadError> {

@@ -16,6 +16,9 @@ pub struct EngineOptions {
     pub queue_tokens_max: usize,
     /// Truncate texts to this many tokens even if the model could take more; 0 is the model's own window.
     pub text_tokens_max: usize,
+    /// Bytes of weights from which on what a device made of them is kept in a file beside the model, where the device can
+    /// use one; `None`: never.
+    pub packed_bytes_min: Option<u64>,
 }
 
 /// What is done before anything else.

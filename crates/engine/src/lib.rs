@@ -14,6 +14,7 @@ mod cached;
 mod contract;
 mod devices;
 mod engine;
+mod kept;
 mod loaded;
 mod loader;
 mod local;

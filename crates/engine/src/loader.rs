@@ -6,6 +6,7 @@ use crate::{
     arrival::with_opened,
     budget::Budget,
     cached::CachedRetriever,
+    kept::Kept,
     loaded::{LoadedModel, dismiss},
     local::{LocalReranker, LocalRetriever, Tokens},
     placing::{Placed, Placing},
@@ -75,6 +76,8 @@ pub(crate) struct Prepared<T: ?Sized> {
     current: Current,
     /// Replicas that get it once it serves.
     followers: Option<Followers>,
+    /// What is to be kept of its weights.
+    packed: Option<Kept>,
 }
 
 /// One of the two models: its place, and how to get it there.
@@ -188,17 +191,22 @@ impl Loader {
         }
         let files = Arc::new(opened.files);
         let onto = self.live()?;
-        let (placed, followers) = match self.require_room(&onto, &files) {
+        let (placed, followers, packed) = match self.require_room(&onto, &files) {
             Ok(()) => {
-                let placed = self.placing(part.role, false)?.place(onto, &files, progress)?;
-                (Self::same_columns(&current, placed)?, None)
+                let mut packed = self.packed_weights(&onto, &files);
+                if let Some(packed) = &mut packed {
+                    packed.look_for(&digests);
+                }
+                let kept = packed.as_ref().map(Kept::weights);
+                let placed = self.placing(part.role, false)?.place(onto, &files, kept, progress)?;
+                (Self::same_columns(&current, placed)?, None, packed)
             }
             Err(no_room) => {
                 let (placed, followers) = self.first_of_several(part.role, onto, &files, current, no_room, progress)?;
-                (placed, Some(followers))
+                (placed, Some(followers), None)
             }
         };
-        Ok(Some(self.finish(part, placed, digests, files, followers)))
+        Ok(Some(Prepared { packed, ..self.finish(part, placed, digests, files, followers) }))
     }
 
     /// A model that gives as many floats as the one that it replaces.
@@ -217,6 +225,9 @@ impl Loader {
 
     /// Flips: requests that come from now on are answered by this model.
     fn put<T: ?Sized + Send + Sync>(&self, part: &Part<'_, T>, prepared: Prepared<T>) -> (Revision, Option<Followers>) {
+        if let Some(packed) = prepared.packed {
+            packed.write(&prepared.current.digests, prepared.current.alive.clone());
+        }
         let mut serving = self.serving();
         let old = serving.of(part.role).replace(prepared.current);
         serving.leaving.retain(|alive| alive.strong_count() > 0);
@@ -261,10 +272,24 @@ impl Loader {
         progress: Progress<'_>,
     ) -> Result<Prepared<T>, BoxError> {
         let files = Arc::new(opened.files);
-        let placed = self.placing(part.role, true)?.place(self.live()?, &files, progress)?;
-        progress("computing digests", 0, 0);
-        let digests = (opened.digests)()?;
-        Ok(self.finish(part, placed, digests, files, None))
+        let onto = self.live()?;
+        let mut packed = self.packed_weights(&onto, &files);
+        let mut compute = Some(opened.digests);
+        let mut digests = || {
+            progress("computing digests", 0, 0);
+            compute.take().ok_or("digests are computed once")?()
+        };
+        let mut known = None;
+        // Digests take long where they are not remembered: before the weights only where they may spare the preparing.
+        if let Some(packed) = packed.as_mut().filter(|packed| packed.is_there() && !files.may_arrive()) {
+            let digests = digests()?;
+            packed.look_for(&digests);
+            known = Some(digests);
+        }
+        let kept = packed.as_ref().map(Kept::weights);
+        let placed = self.placing(part.role, true)?.place(onto, &files, kept, progress)?;
+        let digests = known.map_or_else(digests, Ok)?;
+        Ok(Prepared { packed, ..self.finish(part, placed, digests, files, None) })
     }
 
     fn finish<T: ?Sized>(
@@ -280,7 +305,7 @@ impl Loader {
         let files = (self.models.replicas.status().len() > 1).then_some(files);
         let current = Current { digests, columns, alive: model.alive(), files };
         let (contract, revision) = (part.contract)(self, placed, &digests);
-        Prepared { contract, revision, model, current, followers }
+        Prepared { contract, revision, model, current, followers, packed: None }
     }
 
     fn retriever_contract(&self, placed: Placed, digests: &Digests) -> (Arc<dyn Retriever>, Revision) {

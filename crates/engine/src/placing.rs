@@ -14,7 +14,9 @@ use crate::{
     replicas::{Live, Replicas},
 };
 use nexus_compute::ComputeError;
-use nexus_models::{LoadError, LoadOptions, ModelFiles, TextTokenizer, embedder_memory, reranker_memory};
+use nexus_models::{
+    LoadError, LoadOptions, ModelFiles, PackedWeights, TextTokenizer, embedder_memory, reranker_memory,
+};
 use std::{
     panic::resume_unwind,
     sync::{
@@ -82,10 +84,11 @@ impl Placing<'_> {
         &self,
         onto: Vec<Live>,
         files: &ModelFiles,
+        packed_weights: Option<&PackedWeights>,
         progress: Progress<'_>,
     ) -> Result<Placed, BoxError> {
         let onto = if self.first { self.with_room(onto, files)? } else { onto };
-        let loaded = self.load(&onto, files, progress)?;
+        let loaded = self.load(&onto, files, packed_weights, progress)?;
         let mut copies: Vec<Option<ModelCopy>> = Vec::new();
         let mut first = None;
         for (replica, loaded) in loaded {
@@ -134,6 +137,7 @@ impl Placing<'_> {
         &self,
         onto: &[Live],
         files: &ModelFiles,
+        packed_weights: Option<&PackedWeights>,
         progress: Progress<'_>,
     ) -> Result<Vec<(usize, Loaded)>, BoxError> {
         // The slowest is the one that is waited for.
@@ -144,7 +148,7 @@ impl Placing<'_> {
                 let least = done.iter().map(|done| done.load(Ordering::Relaxed)).min().unwrap_or(0);
                 progress("preparing weights", least, bytes_total);
             };
-            let options = LoadOptions { window_limit_tokens: self.text_tokens_max, progress: &tell };
+            let options = LoadOptions { window_limit_tokens: self.text_tokens_max, progress: &tell, packed_weights };
             let loaded = live.device.load(self.role, files, options);
             done[at].store(u64::MAX, Ordering::Relaxed);
             loaded.map_err(Trouble::of_load)

@@ -81,7 +81,7 @@ impl Loader {
         let placed = self
             .empty(&first, &old)
             .and_then(|()| self.require_room(std::slice::from_ref(&first), files))
-            .and_then(|()| self.placing(role, false)?.place(vec![first.clone()], files, progress))
+            .and_then(|()| self.placing(role, false)?.place(vec![first.clone()], files, None, progress))
             .and_then(|placed| Self::same_columns(&current, placed));
         let outcome = match placed {
             Ok(placed) => {
@@ -150,7 +150,7 @@ impl Loader {
 
     /// A copy of a model on one replica, checked.
     fn copy(&self, role: Role, live: &Live, files: &ModelFiles, progress: Progress<'_>) -> Result<ModelCopy, BoxError> {
-        let placed = self.placing(role, false)?.place(vec![live.clone()], files, progress)?;
+        let placed = self.placing(role, false)?.place(vec![live.clone()], files, None, progress)?;
         placed.model.remove(live.replica).ok_or_else(|| "its replica was taken out".into())
     }
 

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use support::{item, model, source, wait};
 
-const OPTIONS: EngineOptions = EngineOptions { queue_tokens_max: 10_000, text_tokens_max: 32 };
+const OPTIONS: EngineOptions = EngineOptions { queue_tokens_max: 10_000, text_tokens_max: 32, packed_bytes_min: None };
 
 /// A transfer that ends when a test says so, well or not.
 struct Transfer {

@@ -9,7 +9,7 @@ use nexus_storage::NoCache;
 use std::sync::Arc;
 use support::{item, model, source, wait};
 
-const OPTIONS: EngineOptions = EngineOptions { queue_tokens_max: 10_000, text_tokens_max: 32 };
+const OPTIONS: EngineOptions = EngineOptions { queue_tokens_max: 10_000, text_tokens_max: 32, packed_bytes_min: None };
 
 fn start(retriever: ModelSource, reranker: ModelSource) -> Engine {
     Engine::start(

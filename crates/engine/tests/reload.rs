@@ -22,7 +22,7 @@ use tempfile::TempDir;
 use tensors::{change_tensor, replace};
 use tight::Tight;
 
-const OPTIONS: EngineOptions = EngineOptions { queue_tokens_max: 10_000, text_tokens_max: 32 };
+const OPTIONS: EngineOptions = EngineOptions { queue_tokens_max: 10_000, text_tokens_max: 32, packed_bytes_min: None };
 
 /// An engine on two folders, in which tests put one revision after another.
 struct Served {

@@ -23,7 +23,8 @@ use tempfile::TempDir;
 use tensors::{change_tensor, replace};
 use tight::Tight;
 
-const OPTIONS: EngineOptions = EngineOptions { queue_tokens_max: 1_000_000, text_tokens_max: 32 };
+const OPTIONS: EngineOptions =
+    EngineOptions { queue_tokens_max: 1_000_000, text_tokens_max: 32, packed_bytes_min: None };
 
 struct Served {
     engine: Engine,

@@ -10,6 +10,7 @@ use std::{
     error::Error,
     fmt,
     fs::File,
+    ops::Range,
     path::{Path, PathBuf},
     sync::{Arc, OnceLock},
 };
@@ -21,6 +22,8 @@ pub type WaitForFile = Arc<dyn Fn(&str) -> Result<(), Box<dyn Error + Send + Syn
 /// The files of a model by name (`config.json`, `model.safetensors`). Names may hold one folder: `1_Pooling/config.json`.
 pub struct ModelFiles {
     folder: String,
+    /// Where they are on this machine's disk.
+    path: Option<PathBuf>,
     files: BTreeMap<String, Bytes>,
 }
 
@@ -44,7 +47,7 @@ impl ModelFiles {
     /// Files that the binary carries.
     pub fn from_static(folder: &str, files: &[(&str, &'static [u8])]) -> Self {
         let files = files.iter().map(|&(name, bytes)| (name.to_owned(), Bytes::Static(bytes))).collect();
-        Self { folder: folder.to_owned(), files }
+        Self { folder: folder.to_owned(), path: None, files }
     }
 
     /// Opens what a model needs of a folder: every `.json` and `.safetensors` in it, and `1_Pooling/config.json`.
@@ -61,7 +64,7 @@ impl ModelFiles {
             let path = entry.map_err(read_error(folder))?.path();
             let Some(name) = path.file_name().and_then(|n| n.to_str()) else { continue };
             let bytes = if name.ends_with(".safetensors") {
-                map(&path).map_err(read_error(&path))?
+                map_or_read(&path).map_err(read_error(&path))?
             } else if name.ends_with(".json") {
                 Bytes::Owned(std::fs::read(&path).map_err(read_error(&path))?)
             } else {
@@ -73,7 +76,7 @@ impl ModelFiles {
         if pooling.is_file() {
             files.insert(POOLING.to_owned(), Bytes::Owned(std::fs::read(&pooling).map_err(read_error(&pooling))?));
         }
-        Ok(Self { folder: folder.display().to_string(), files })
+        Ok(Self { folder: folder.display().to_string(), path: Some(folder.to_owned()), files })
     }
 
     /// The files of `names` in a folder into which they are being brought: `wait` tells when one is complete. What is not
@@ -103,11 +106,36 @@ impl ModelFiles {
                 files.insert(name.to_owned(), Bytes::Owned(content));
             }
         }
-        Ok(Self { folder: folder.display().to_string(), files })
+        Ok(Self { folder: folder.display().to_string(), path: Some(folder.to_owned()), files })
+    }
+
+    /// The folder on this machine's disk, if they are in one.
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Says that bytes `range` of a file will be read soon, so that they come from the disk meanwhile.
+    pub(crate) fn will_read(&self, name: &str, range: Range<usize>) {
+        if let Some(map) = self.files.get(name).and_then(Bytes::mapped) {
+            let end = range.end.min(map.len());
+            // A wish, and only that.
+            #[cfg(unix)]
+            let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, end.saturating_sub(range.start));
+        }
+    }
+
+    /// Says that bytes `range` of a file will not be read again, so that they need not stay in memory. Who reads them still
+    /// gets them.
+    pub(crate) fn was_read(&self, name: &str, range: Range<usize>) {
+        if let Some(map) = self.files.get(name).and_then(Bytes::mapped) {
+            // SAFETY: the map is shared and of a file that is only read: what is dropped is read from the file again.
+            #[cfg(unix)]
+            let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, range.start, range.len()) };
+        }
     }
 
     /// Whether some file may still be on its way.
-    pub(crate) fn may_arrive(&self) -> bool {
+    pub fn may_arrive(&self) -> bool {
         self.files.values().any(|bytes| matches!(bytes, Bytes::Arriving(arriving) if arriving.content.get().is_none()))
     }
 
@@ -136,7 +164,7 @@ impl ModelFiles {
         {
             let Arriving { path, wait, content } = arriving;
             wait(name).map_err(|source| LoadError::NotArrived { file: self.describe(name), source })?;
-            let mapped = map(path).map_err(|source| LoadError::Read { path: path.clone(), source })?;
+            let mapped = map_or_read(path).map_err(|source| LoadError::Read { path: path.clone(), source })?;
             // Whoever waited as well has the same file.
             let _ = content.set(Box::new(mapped));
         }
@@ -150,6 +178,14 @@ impl ModelFiles {
 }
 
 impl Bytes {
+    fn mapped(&self) -> Option<&Mmap> {
+        match self {
+            Bytes::Mapped(map) => Some(map),
+            Bytes::Arriving(arriving) => arriving.content.get()?.mapped(),
+            Bytes::Static(_) | Bytes::Owned(_) => None,
+        }
+    }
+
     fn here(&self) -> Option<&[u8]> {
         match self {
             Bytes::Static(bytes) => Some(bytes),
@@ -166,14 +202,18 @@ impl fmt::Debug for ModelFiles {
     }
 }
 
-fn map(path: &Path) -> std::io::Result<Bytes> {
-    let file = File::open(path)?;
-    if file.metadata()?.len() == 0 {
+fn map_or_read(path: &Path) -> std::io::Result<Bytes> {
+    if std::fs::metadata(path)?.len() == 0 {
         // An empty file can not be mapped; its content is refused later, by name.
         return Ok(Bytes::Owned(Vec::new()));
     }
-    // SAFETY: the map is read-only and private to this process. That nobody shortens the file while it is in use is the
-    // documented condition of `open` and of `arriving`.
-    let map = unsafe { Mmap::map(&file)? };
-    Ok(Bytes::Mapped(map))
+    map(path).map(Bytes::Mapped)
+}
+
+/// Maps a file, which must not be shortened while somebody holds the map.
+pub(crate) fn map(path: &Path) -> std::io::Result<Mmap> {
+    let file = File::open(path)?;
+    // SAFETY: the map is only read. That nobody shortens the file while it is in use is the documented condition of
+    // `ModelFiles::open` and of `ModelFiles::arriving`; files of packed weights are only ever replaced as a whole.
+    unsafe { Mmap::map(&file) }
 }

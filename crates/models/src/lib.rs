@@ -11,6 +11,7 @@ pub mod config;
 mod error;
 mod files;
 pub mod modernbert;
+mod packed_weights;
 pub mod qwen3;
 pub mod registry;
 mod tokenizer;
@@ -18,6 +19,7 @@ mod weights;
 
 pub use error::LoadError;
 pub use files::{ModelFiles, WaitForFile};
+pub use packed_weights::{PackedFileError, PackedWeights, PackedWriter};
 pub use registry::{
     LoadOptions, LoadedEmbedder, LoadedReranker, MemoryNeed, embedder_memory, load_embedder, load_reranker,
     reranker_memory,

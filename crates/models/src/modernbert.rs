@@ -161,30 +161,23 @@ impl<B: Backend> ModernBert<B> {
         positions: usize,
         weights: Weights<'_>,
     ) -> Result<Self, LoadError> {
-        let prepare = |tensor: &str| {
-            let tensor = tensor.to_owned();
-            move |source| LoadError::Prepare { tensor, source }
-        };
         let hidden = config.hidden;
         let norm = |name: &str| -> Result<_, LoadError> {
-            let vector = |name: String| -> Result<_, LoadError> {
-                backend.prepare_vector(&weights.take(&name, &[hidden])?).map_err(prepare(&name))
-            };
-            let weight = vector(format!("{name}.weight"))?;
-            let bias = config.norm_bias.then(|| vector(format!("{name}.bias"))).transpose()?;
+            let vector = |part: &str| weights.vector(&*backend, &format!("{name}.{part}"), hidden);
+            let weight = vector("weight")?;
+            let bias = config.norm_bias.then(|| vector("bias")).transpose()?;
             Ok(Norm { kind: NormKind::Layer, weight, bias, eps: config.eps })
         };
-        let linear = |name: &str, rows: usize, columns: usize, biased: bool| -> Result<_, LoadError> {
-            let matrix = weights.take(&format!("{name}.weight"), &[rows, columns])?;
-            let bias = biased.then(|| weights.take(&format!("{name}.bias"), &[rows])).transpose()?;
-            backend.prepare_linear(&[matrix], bias.as_slice()).map_err(prepare(name))
+        let linear = |name: &str, rows: usize, columns: usize, biased: bool| {
+            weights.linear(&*backend, &[(name.to_owned(), rows)], columns, biased)
         };
-        let rope =
-            |theta| backend.prepare_rope(theta, config.heads.dim, positions).map_err(prepare("the rotary table"));
+        let rope = |theta| {
+            let table = backend.prepare_rope(theta, config.heads.dim, positions);
+            table.map_err(|source| LoadError::Prepare { tensor: "the rotary table".into(), source })
+        };
 
         let table_name = "model.embeddings.tok_embeddings.weight";
-        let table = weights.take(table_name, &[config.vocabulary, hidden])?;
-        let embeddings = backend.prepare_table(&table).map_err(prepare(table_name))?;
+        let embeddings = weights.table(&*backend, table_name, [config.vocabulary, hidden])?;
         let layers = config
             .masks
             .iter()

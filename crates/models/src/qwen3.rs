@@ -11,7 +11,7 @@
 //! then a final RMS norm. The language-model head is not computed, and not loaded.
 
 use crate::{LoadError, PackedModel, Weights, config::Config};
-use nexus_compute::{Activation, Backend, ComputeError, Heads, Mask, Norm, NormKind, PackedBatch, Pooling, TensorView};
+use nexus_compute::{Activation, Backend, ComputeError, Heads, Mask, Norm, NormKind, PackedBatch, Pooling};
 use std::sync::Arc;
 
 /// Shapes and constants of a Qwen3 model.
@@ -123,27 +123,18 @@ impl<B: Backend> Qwen3<B> {
         weights: Weights<'_>,
     ) -> Result<Self, LoadError> {
         let weights = weights.with_prefix(&["", "model."], "embed_tokens.weight")?;
-        let prepare = |tensor: String| move |source| LoadError::Prepare { tensor, source };
         let norm = |name: &str, columns: usize| -> Result<_, LoadError> {
-            let weight = backend.prepare_vector(&weights.take(name, &[columns])?).map_err(prepare(name.to_owned()))?;
+            let weight = weights.vector(&*backend, name, columns)?;
             Ok(Norm { kind: NormKind::Rms, weight, bias: None, eps: config.eps })
         };
-        let linear = |layer: &str, parts: &[(&str, usize)], columns: usize, biased: bool| -> Result<_, LoadError> {
-            let mut matrices: Vec<TensorView<'_>> = Vec::with_capacity(parts.len());
-            let mut biases = Vec::new();
-            for (part, rows) in parts {
-                matrices.push(weights.take(&format!("{layer}{part}.weight"), &[*rows, columns])?);
-                if biased {
-                    biases.push(weights.take(&format!("{layer}{part}.bias"), &[*rows])?);
-                }
-            }
-            backend.prepare_linear(&matrices, &biases).map_err(prepare(format!("{layer}{}", parts[0].0)))
+        let linear = |layer: &str, parts: &[(&str, usize)], columns: usize, biased: bool| {
+            let parts: Vec<_> = parts.iter().map(|(part, rows)| (format!("{layer}{part}"), *rows)).collect();
+            weights.linear(&*backend, &parts, columns, biased)
         };
 
         let Qwen3Config { hidden, intermediate, heads, attention_bias, .. } = config;
         let (query, key_value) = (heads.query * heads.dim, heads.key_value * heads.dim);
-        let table = weights.take("embed_tokens.weight", &[config.vocabulary, hidden])?;
-        let embeddings = backend.prepare_table(&table).map_err(prepare("embed_tokens.weight".into()))?;
+        let embeddings = weights.table(&*backend, "embed_tokens.weight", [config.vocabulary, hidden])?;
         let layers = (0..config.layers)
             .map(|i| {
                 let at = |name: &str| format!("layers.{i}.{name}");
@@ -170,7 +161,7 @@ impl<B: Backend> Qwen3<B> {
         // After the tensors, whose shapes prove that the sizes in the configuration are real.
         let rope = backend
             .prepare_rope(config.rope_theta, heads.dim, positions)
-            .map_err(prepare("the rotary table".into()))?;
+            .map_err(|source| LoadError::Prepare { tensor: "the rotary table".into(), source })?;
         weights.finish(|name| name == "lm_head.weight" || name.ends_with("rotary_emb.inv_freq"))?;
         Ok(Self { backend, config, pooling, embeddings, rope, layers, final_norm, recording: B::Recording::default() })
     }

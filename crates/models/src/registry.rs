@@ -1,7 +1,7 @@
 //! Which implementation a model folder asks for. A new architecture is one file and one line here.
 
 use crate::{
-    LoadError, ModelFiles, PackedModel, TextTokenizer, Weights,
+    LoadError, ModelFiles, PackedModel, PackedWeights, TextTokenizer, Weights,
     config::Config,
     modernbert::{ModernBert, ModernBertConfig},
     qwen3::{self, Qwen3, Qwen3Config},
@@ -36,6 +36,8 @@ pub struct LoadOptions<'a> {
     pub window_limit_tokens: usize,
     /// Called with bytes of weights done and in all.
     pub progress: &'a dyn Fn(u64, u64),
+    /// Where prepared weights are taken from, or collected.
+    pub packed_weights: Option<&'a PackedWeights>,
 }
 
 /// Loads an embedder from its files. Supported `model_type`: `qwen3`.
@@ -52,7 +54,7 @@ pub fn load_embedder<B: Backend>(
     if pooling == Pooling::Last {
         tokenizer.require_end_token(files)?;
     }
-    let weights = Weights::open(files, options.progress)?;
+    let weights = Weights::open(files, options.progress)?.with_packed(options.packed_weights);
     let model = Qwen3::load(backend.clone(), model, pooling, tokenizer.window_tokens(), weights)?;
     Ok(LoadedEmbedder { model: Box::new(model), tokenizer, pooling: pooling_name(pooling), instruct: qwen3::instruct })
 }
@@ -68,7 +70,7 @@ pub fn load_reranker<B: Backend>(
     let model = ModernBertConfig::new(&config)?;
     let tokenizer = TextTokenizer::load(files, model.vocabulary, model.positions, options.window_limit_tokens)?;
     tokenizer.require_room_for_pairs(files)?;
-    let weights = Weights::open(files, options.progress)?;
+    let weights = Weights::open(files, options.progress)?.with_packed(options.packed_weights);
     let model = ModernBert::load(backend.clone(), model, tokenizer.window_tokens(), weights)?;
     Ok(LoadedReranker { model: Box::new(model), tokenizer })
 }

@@ -9,8 +9,8 @@
 //! the file is complete. What takes all headers to know (a tensor twice, a tensor without a place) is checked at once where
 //! all files are here, else when the last tensor has been taken.
 
-use crate::{LoadError, ModelFiles};
-use nexus_compute::{DType, TensorView};
+use crate::{LoadError, ModelFiles, PackedWeights};
+use nexus_compute::{Backend, ComputeError, DType, Packed, TensorView};
 use safetensors::{Dtype, SafeTensors, tensor::TensorInfo};
 use serde::Deserialize;
 use std::{
@@ -35,6 +35,7 @@ pub struct Weights<'a> {
     taken: RefCell<BTreeSet<String>>,
     bytes_taken: Cell<u64>,
     progress: &'a dyn Fn(u64, u64),
+    packed_weights: Option<&'a PackedWeights>,
 }
 
 /// The tensors of one file by name.
@@ -73,7 +74,8 @@ impl<'a> Weights<'a> {
             shards.insert(SINGLE.to_owned(), OnceCell::new());
         }
         let (taken, bytes_taken) = Default::default();
-        let weights = Self { files, index, bytes_total, shards, prefix: "", taken, bytes_taken, progress };
+        let weights =
+            Self { files, index, bytes_total, shards, prefix: "", taken, bytes_taken, progress, packed_weights: None };
         if !files.may_arrive() {
             weights.check_headers()?;
         }
@@ -93,6 +95,76 @@ impl<'a> Weights<'a> {
         let chosen = chosen.or(candidates.first().copied());
         self.prefix = chosen.unwrap_or_default();
         Ok(self)
+    }
+
+    /// Takes linear layers and tables from `packed_weights` where it has them, and puts there what is prepared.
+    pub fn with_packed(self, packed_weights: Option<&'a PackedWeights>) -> Self {
+        Self { packed_weights, ..self }
+    }
+
+    /// A prepared vector of `columns`.
+    pub(crate) fn vector<B: Backend>(&self, backend: &B, name: &str, columns: usize) -> Result<B::Vector, LoadError> {
+        backend.prepare_vector(&self.take(name, &[columns])?).map_err(prepare(name))
+    }
+
+    /// A prepared table of `shape`.
+    pub(crate) fn table<B: Backend>(&self, backend: &B, name: &str, shape: [usize; 2]) -> Result<B::Table, LoadError> {
+        let tensor = self.take(name, &shape)?;
+        if let Some(kept) = self.kept(name, shape) {
+            return backend.table_from(kept).map_err(prepare(name));
+        }
+        let table = backend.prepare_table(&tensor).map_err(prepare(name))?;
+        self.keep(name, || backend.packed_table(&table));
+        self.was_read(&[name]);
+        Ok(table)
+    }
+
+    /// A prepared linear layer of `columns` inputs: weights of the given names and numbers of outputs, one under the other,
+    /// with a bias each where it is `biased`. Names are without `.weight` and `.bias`.
+    pub(crate) fn linear<B: Backend>(
+        &self,
+        backend: &B,
+        parts: &[(String, usize)],
+        columns: usize,
+        biased: bool,
+    ) -> Result<B::Linear, LoadError> {
+        let names: Vec<String> = parts.iter().map(|(part, _)| format!("{part}.weight")).collect();
+        let (mut tensors, mut biases) = (Vec::with_capacity(parts.len()), Vec::new());
+        for ((part, rows), name) in parts.iter().zip(&names) {
+            tensors.push(self.take(name, &[*rows, columns])?);
+            if biased {
+                biases.push(self.take(&format!("{part}.bias"), &[*rows])?);
+            }
+        }
+        let (key, first) = (names.join(" "), names.first().map_or("", String::as_str));
+        if let Some(kept) = self.kept(&key, [parts.iter().map(|(_, rows)| rows).sum(), columns]) {
+            return backend.linear_from(kept, &biases).map_err(prepare(first));
+        }
+        let linear = backend.prepare_linear(&tensors, &biases).map_err(prepare(first))?;
+        self.keep(&key, || backend.packed_linear(&linear));
+        self.was_read(&names.iter().map(String::as_str).collect::<Vec<_>>());
+        Ok(linear)
+    }
+
+    fn kept(&self, key: &str, shape: [usize; 2]) -> Option<&Packed> {
+        self.packed_weights?.take(key, shape)
+    }
+
+    fn keep(&self, key: &str, packed: impl FnOnce() -> Option<Packed>) {
+        if let Some(packed_weights) = self.packed_weights
+            && let Some(packed) = packed()
+        {
+            packed_weights.put(key, packed);
+        }
+    }
+
+    /// The bytes of these tensors are in a device's hands now.
+    fn was_read(&self, names: &[&str]) {
+        for name in names {
+            if let Ok(Some((shard, entry))) = self.find(&format!("{}{name}", self.prefix)) {
+                self.files.was_read(shard, entry.range.clone());
+            }
+        }
     }
 
     /// The tensor `prefix + name`, which must have `shape`.
@@ -128,6 +200,11 @@ impl<'a> Weights<'a> {
             .and_then(|bytes| bytes.get(entry.range.clone()))
             .and_then(|bytes| TensorView::new(dtype, &entry.shape, bytes))
             .ok_or_else(|| LoadError::malformed(file(), format!("tensor {name} reaches beyond the end of the file")))?;
+        // A model's tensors lie in its file in about the order in which they are taken. What comes from a packed file
+        // is not read here.
+        if self.packed_weights.is_none_or(PackedWeights::collects) {
+            self.files.will_read(shard, entry.range.start..entry.range.end + AHEAD_BYTES);
+        }
         if self.taken.borrow_mut().insert(name.to_owned()) {
             self.bytes_taken.set(self.bytes_taken.get() + view.bytes().len() as u64);
             (self.progress)(self.bytes_taken.get(), self.bytes_total());
@@ -223,6 +300,14 @@ impl<'a> Weights<'a> {
     fn main_file(&self) -> String {
         self.files.describe(if self.files.get(INDEX).is_some() { INDEX } else { SINGLE })
     }
+}
+
+/// What comes from the disk while a tensor is prepared.
+const AHEAD_BYTES: usize = 256 << 20;
+
+fn prepare(tensor: &str) -> impl FnOnce(ComputeError) -> LoadError {
+    let tensor = tensor.to_owned();
+    move |source| LoadError::Prepare { tensor, source }
 }
 
 fn read_header(files: &ModelFiles, name: &str) -> Result<Header, LoadError> {

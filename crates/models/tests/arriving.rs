@@ -63,7 +63,11 @@ impl Transfer {
 
     fn load(&self, files: &ModelFiles) -> Result<LoadedEmbedder, LoadError> {
         let progress = |done, total| *self.prepared.lock().unwrap() = (done, total);
-        load_embedder(&Arc::new(Reference), files, LoadOptions { window_limit_tokens: 0, progress: &progress })
+        load_embedder(
+            &Arc::new(Reference),
+            files,
+            LoadOptions { window_limit_tokens: 0, progress: &progress, packed_weights: None },
+        )
     }
 
     fn weights_waited_for(&self) -> Vec<String> {

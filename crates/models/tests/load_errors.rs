@@ -70,7 +70,7 @@ impl Folder {
     fn load_within(&self, window_limit_tokens: usize) -> Result<(), String> {
         let backend = Arc::new(Reference);
         let files = ModelFiles::open(self.0.path()).map_err(|e| e.to_string())?;
-        let options = LoadOptions { window_limit_tokens, progress: &|_, _| () };
+        let options = LoadOptions { window_limit_tokens, progress: &|_, _| (), packed_weights: None };
         let config = String::from_utf8_lossy(files.get("config.json").unwrap_or_default()).into_owned();
         if config.contains("modernbert") {
             load_reranker(&backend, &files, options).map(drop)

@@ -9,7 +9,7 @@
 mod values;
 
 pub(crate) use values::is_bucket_name;
-pub use values::{Bytes, CacheDtype, CacheKind, Device, LogLevel, ModelSource, Toggle};
+pub use values::{Bytes, CacheDtype, CacheKind, CpuIsa, Device, LogLevel, ModelSource, PackedFile, Toggle};
 
 use clap::Args;
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -98,6 +98,15 @@ pub struct EngineSettings {
     /// Threads that compute on the CPU; 0 takes all cores
     #[arg(long, env = "NEXUS_CPU_THREADS", value_name = "N", default_value = "0", value_parser = values::threads)]
     pub cpu_threads: usize,
+
+    /// Instructions that the CPU computes with; `auto` takes the best of those that have been proven on a real CPU
+    #[arg(long, env = "NEXUS_CPU_ISA", value_name = "auto|avx512|avx2|portable", default_value = "auto")]
+    pub cpu_isa: CpuIsa,
+
+    /// Whether the weights, as the CPU's kernels want them, are kept in a file beside the model, which the next start maps
+    /// at once: `auto`, beside models of 1 GiB or more; `on`; `off`
+    #[arg(long, env = "NEXUS_CPU_PACKED_FILE", value_name = "auto|on|off", default_value = "auto")]
+    pub cpu_packed_file: PackedFile,
 
     /// Most tokens that a device computes at once; longer texts are computed alone; 0 is 4096 on a CPU and 16384 on a GPU
     #[arg(long, env = "NEXUS_BATCH_TOKENS_MAX", value_name = "TOKENS", default_value = "0", value_parser = values::count)]

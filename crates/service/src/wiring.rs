@@ -66,6 +66,7 @@ pub fn start(settings: &Settings) -> Result<Running, StartError> {
     let options = EngineOptions {
         queue_tokens_max: settings.engine.queue_tokens_max.get(),
         text_tokens_max: settings.engine.text_tokens_max,
+        packed_bytes_min: settings.engine.cpu_packed_file.bytes_min(),
     };
     let cache = cache::open(settings);
     let (retriever, reranker) = models::sources(settings);

@@ -34,7 +34,7 @@ use simd::Level;
 /// How the CPU is used.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CpuOptions {
-    /// The instruction set; the best of the machine when `None`.
+    /// The instruction set; [`Isa::detect`] when `None`.
     pub isa: Option<Isa>,
     /// Threads that work on one operation, the caller's included; one a core when `None`.
     pub threads: Option<usize>,
@@ -105,8 +105,10 @@ impl Cpu {
     /// Starts the backend; fails when the CPU lacks the instruction set that is asked for, or threads can not be had.
     pub fn new(options: CpuOptions) -> Result<Self> {
         let isa = options.isa.unwrap_or_else(Isa::detect);
-        let level = Level::new(isa)
-            .ok_or_else(|| ComputeError::Device(format!("this CPU has no {} instructions", isa.name())))?;
+        let level = Level::new(isa).ok_or_else(|| {
+            let (asked, available) = (isa.name(), Isa::available_names().join(", "));
+            ComputeError::Device(format!("it has no {asked} instructions; available here: {available}"))
+        })?;
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let pool = Pool::new(options.threads.unwrap_or_else(cores))?;
         Ok(Self { isa, level, pool, workspace: Workspace::default() })

@@ -26,6 +26,10 @@ impl Device for Named {
         format!("device {}", self.0)
     }
 
+    fn packed_layout(&self) -> Option<String> {
+        None
+    }
+
     fn numeric_format(&self) -> &'static str {
         "f32"
     }

@@ -1,5 +1,6 @@
 //! The types of settings: what is allowed, and how a refusal reads. Every message says what would be right.
 
+use nexus_compute::cpu::Isa;
 use std::fmt;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
@@ -122,6 +123,66 @@ impl fmt::Display for Device {
                 let numbers: Vec<_> = numbers.iter().map(usize::to_string).collect();
                 write!(f, "cuda:{}", numbers.join(","))
             }
+        }
+    }
+}
+
+/// Which instructions the CPU computes with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CpuIsa {
+    /// The best that the CPU has, of those that have been proven on one.
+    Auto,
+    /// These, and an error where the CPU lacks them.
+    Only(Isa),
+}
+
+impl FromStr for CpuIsa {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        let lower = s.to_ascii_lowercase();
+        if lower == "auto" {
+            return Ok(Self::Auto);
+        }
+        let isa = Isa::ALL.into_iter().find(|isa| isa.name() == lower);
+        isa.map(Self::Only).ok_or_else(|| "auto, avx512, avx2 or portable".to_owned())
+    }
+}
+
+/// Whether prepared weights are kept beside a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PackedFile {
+    /// Beside large models.
+    Auto,
+    /// Beside every model that lies in a folder.
+    On,
+    /// Never.
+    Off,
+}
+
+impl PackedFile {
+    /// Bytes of weights for which preparing takes a second.
+    const LARGE_BYTES: u64 = 1 << 30;
+
+    /// Bytes of weights from which on they are kept, if they are.
+    pub const fn bytes_min(self) -> Option<u64> {
+        match self {
+            Self::Auto => Some(Self::LARGE_BYTES),
+            Self::On => Some(0),
+            Self::Off => None,
+        }
+    }
+}
+
+impl FromStr for PackedFile {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.to_ascii_lowercase().as_str() {
+            "auto" => Ok(Self::Auto),
+            "on" => Ok(Self::On),
+            "off" => Ok(Self::Off),
+            _ => Err("auto, on or off".to_owned()),
         }
     }
 }
@@ -375,6 +436,23 @@ mod tests {
             assert_eq!(text.parse::<Device>().ok(), expected, "{text:?}");
         }
         assert_eq!(Device::Cuda(Some(vec![2, 0])).to_string(), "cuda:2,0");
+    }
+
+    #[test]
+    fn instruction_sets_have_the_names_that_backends_show() {
+        for isa in Isa::ALL {
+            assert_eq!(isa.name().to_uppercase().parse(), Ok(CpuIsa::Only(isa)));
+        }
+        assert_eq!("auto".parse(), Ok(CpuIsa::Auto));
+        assert_eq!("sse".parse::<CpuIsa>(), Err("auto, avx512, avx2 or portable".to_owned()));
+    }
+
+    #[test]
+    fn packed_files_are_for_large_models_unless_they_are_asked_for() {
+        for (text, bytes_min) in [("auto", Some(1 << 30)), ("ON", Some(0)), ("off", None)] {
+            assert_eq!(text.parse::<PackedFile>().map(PackedFile::bytes_min), Ok(bytes_min));
+        }
+        assert!("yes".parse::<PackedFile>().is_err());
     }
 
     #[test]

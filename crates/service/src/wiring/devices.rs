@@ -4,8 +4,9 @@
 //! one and to compute on it (`nexus_compute::cuda`), and what follows when one fails (`nexus_engine`).
 
 use super::gpu::{self, GpuOptions};
-use crate::settings::{Device, EngineSettings};
-use nexus_compute::cpu::{Cpu, CpuOptions};
+use crate::settings::{CpuIsa, Device, EngineSettings};
+use nexus_compute::Backend;
+use nexus_compute::cpu::{Cpu, CpuOptions, Isa};
 use nexus_compute::cuda::{self, Absent, Found};
 use nexus_engine::{BoxError, Devices};
 use std::fmt;
@@ -52,7 +53,15 @@ pub(super) fn open(settings: &EngineSettings, kernel_cache: Option<PathBuf>) -> 
     let tokens = |by_device| if settings.batch_tokens_max == 0 { by_device } else { settings.batch_tokens_max };
     let cpu = || -> Result<Devices, BoxError> {
         let threads = Some(settings.cpu_threads).filter(|&threads| threads > 0);
-        let cpu = Cpu::new(CpuOptions { isa: None, threads }).map_err(|e| format!("the CPU can not be used: {e}"))?;
+        let isa = match settings.cpu_isa {
+            CpuIsa::Auto => None,
+            CpuIsa::Only(isa) => Some(isa),
+        };
+        let cpu = Cpu::new(CpuOptions { isa, threads }).map_err(|e| format!("the CPU can not be used: {e}"))?;
+        if let Some(better) = Isa::unproven().filter(|_| isa.is_none()) {
+            let (name, better) = (cpu.name(), better.name());
+            tracing::info!("{name}: it has {better}, too, which is not proven yet; NEXUS_CPU_ISA={better} takes it");
+        }
         Ok(Devices::new(vec![Arc::new(cpu)], tokens(CPU_BATCH_TOKENS)))
     };
     let Choice::Gpus { ordinals, each } = choice else { return cpu() };

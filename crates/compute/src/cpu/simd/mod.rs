@@ -38,9 +38,25 @@ impl Isa {
         Level::new(self).is_some()
     }
 
-    /// The fastest that this machine can run.
+    /// Whether a real CPU has passed the conformance cases with it. What has not is taken only where it is asked for.
+    const fn is_proven(self) -> bool {
+        !matches!(self, Self::Avx512)
+    }
+
+    /// The fastest that this machine can run, of those that are proven.
     pub fn detect() -> Self {
-        Self::ALL.into_iter().find(|isa| isa.is_available()).unwrap_or(Self::Portable)
+        Self::ALL.into_iter().find(|isa| isa.is_proven() && isa.is_available()).unwrap_or(Self::Portable)
+    }
+
+    /// One that this machine can run and that is faster than [`Isa::detect`], but was never proven.
+    pub fn unproven() -> Option<Self> {
+        let faster = Self::ALL.into_iter().take_while(|isa| *isa != Self::detect());
+        faster.filter(|isa| !isa.is_proven()).find(|isa| isa.is_available())
+    }
+
+    /// The names of all that this machine can run.
+    pub fn available_names() -> Vec<&'static str> {
+        Self::ALL.into_iter().filter(|isa| isa.is_available()).map(Self::name).collect()
     }
 
     /// Its name in lower case, as the backend's name shows it.

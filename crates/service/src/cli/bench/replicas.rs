@@ -99,7 +99,7 @@ impl PairJob for Replicas<'_> {
 
 impl Replicas<'_> {
     fn start<B: Backend>(&self, backends: Vec<Arc<B>>) -> Result<Engine, Failure> {
-        let options = EngineOptions { queue_tokens_max: QUEUE_TOKENS_MAX, text_tokens_max: 0 };
+        let options = EngineOptions { queue_tokens_max: QUEUE_TOKENS_MAX, text_tokens_max: 0, packed_bytes_min: None };
         let open = move || Ok(Devices::new(backends, BATCH_TOKENS_MAX));
         Engine::start(open, options, Arc::new(NoCache::new()), source(self.retriever), source(self.reranker))
             .map_err(|error| Failure::Run(format!("can not start a thread: {error}")))
