@@ -64,7 +64,8 @@ def main():
         print(f"text of {count} tokens: cosine to PyTorch in f32 {cosine:.7f}", flush=True)
         if not cosine >= COSINE_MIN:
             wrong.append(f"text of {count} tokens: cosine {cosine:.7f}, expected {COSINE_MIN}")
-    raise SystemExit("\n".join(wrong)) if wrong else None
+    if wrong:
+        raise SystemExit("\n".join(wrong))
 
 
 def serve(binary, work, start, texts, size):

@@ -5,7 +5,7 @@
 
 #![allow(clippy::print_stdout, reason = "printing is what it is for")]
 
-use nexus_compute::cpu::{Cpu, CpuOptions, Isa};
+use nexus_compute::cpu::{Cpu, CpuOptions, CpuWeights, Isa};
 use nexus_compute::{Activation, Backend, DType, Heads, Mask, Norm, NormKind, PackedBatch, TensorView};
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -36,14 +36,16 @@ fn main() {
         _ => None,
     };
     let threads = args.next().and_then(|n| n.parse().ok());
-    let cpu = Cpu::new(CpuOptions { isa, threads }).expect("this machine has the instruction set");
+    let cpu =
+        Cpu::new(CpuOptions { isa, threads, ..CpuOptions::default() }).expect("this machine has the instruction set");
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     ALONE.store(threads == 1, Relaxed);
     let peak = peak_gflops(isa.unwrap_or_else(Isa::detect), threads);
     println!("{}: peak {peak:.0} GFLOP/s (multiply-adds in registers, measured)", cpu.name());
+    let int8 = Cpu::new(CpuOptions { isa, threads: Some(threads), weights: CpuWeights::Int8 }).expect("as before");
     rows(&cpu);
     attention(&cpu);
-    linear(&cpu, peak);
+    linear([(&cpu, DType::Bf16, "bf16"), (&cpu, DType::F32, "f32"), (&int8, DType::Bf16, "int8")], peak);
 }
 
 /// The shortest of as many runs as fit a fraction of a second, or their mean time on a core where that is shorter: a
@@ -80,16 +82,16 @@ fn on_core_seconds() -> Option<f64> {
 /// Whether the backend works on the calling thread only.
 static ALONE: AtomicBool = AtomicBool::new(false);
 
-fn linear(cpu: &Cpu, peak: f64) {
+fn linear(kinds: [(&Cpu, DType, &str); 3], peak: f64) {
     for (in_columns, out_columns, name) in SHAPES {
-        for dtype in [DType::Bf16, DType::F32] {
+        for (cpu, dtype, kind) in kinds {
             let shape = [out_columns, in_columns];
             let bytes = vec![0x3c; out_columns * in_columns * dtype.size_bytes()];
             let view = TensorView::new(dtype, &shape, &bytes).expect("the bytes fit the shape");
             let start = Instant::now();
             let weight = cpu.prepare_linear(&[view], &[]).expect("the shape is a matrix");
             let packed = bytes.len() as f64 / start.elapsed().as_secs_f64() / 1e9;
-            print!("{in_columns:5} x {out_columns:5} {name:14} {:5} packed {packed:4.1} GB/s", format!("{dtype:?}"));
+            print!("{in_columns:5} x {out_columns:5} {name:14} {kind:5} packed {packed:4.1} GB/s");
             for rows in [1, 4, 16, 64, 512] {
                 let x = activations(cpu, rows, in_columns);
                 let seconds = best(|| drop(black_box(cpu.linear(&x, &weight).expect("the shapes fit"))));

@@ -47,7 +47,7 @@ struct Model {
 
 impl Model {
     fn new(threads: usize, isa: Isa) -> Self {
-        let cpu = Cpu::new(CpuOptions { isa: Some(isa), threads: Some(threads) }).unwrap();
+        let cpu = Cpu::new(CpuOptions { isa: Some(isa), threads: Some(threads), ..CpuOptions::default() }).unwrap();
         let matrix = |rows: usize, columns: usize| {
             let values: Vec<u8> = (0..rows * columns).flat_map(|i| ((i % 7) as f32 / 70.0).to_le_bytes()).collect();
             (vec![rows, columns], values)

@@ -18,7 +18,7 @@ fn cpu_passes(isa: Isa) {
         return;
     }
     for threads in [1, 2] {
-        passes(&Cpu::new(CpuOptions { isa: Some(isa), threads: Some(threads) }).unwrap());
+        passes(&Cpu::new(CpuOptions { isa: Some(isa), threads: Some(threads), ..CpuOptions::default() }).unwrap());
     }
 }
 

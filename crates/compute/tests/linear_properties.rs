@@ -8,9 +8,11 @@ use std::sync::LazyLock;
 
 static CPUS: LazyLock<Vec<Cpu>> = LazyLock::new(|| {
     let isas = Isa::ALL.into_iter().filter(|isa| isa.is_available());
-    isas.flat_map(|isa| [1, 3].map(|threads| CpuOptions { isa: Some(isa), threads: Some(threads) }))
-        .map(|options| Cpu::new(options).unwrap())
-        .collect()
+    isas.flat_map(|isa| {
+        [1, 3].map(|threads| CpuOptions { isa: Some(isa), threads: Some(threads), ..CpuOptions::default() })
+    })
+    .map(|options| Cpu::new(options).unwrap())
+    .collect()
 });
 
 /// Small integers: their products and sums are exact in f32, so that results must be equal to the last bit.

@@ -11,6 +11,7 @@
 mod arrival;
 mod budget;
 mod cached;
+mod coming;
 mod contract;
 mod devices;
 mod engine;

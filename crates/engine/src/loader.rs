@@ -6,6 +6,7 @@ use crate::{
     arrival::with_opened,
     budget::Budget,
     cached::CachedRetriever,
+    coming::ComingDigests,
     kept::Kept,
     loaded::{LoadedModel, dismiss},
     local::{LocalReranker, LocalRetriever, Tokens},
@@ -274,21 +275,17 @@ impl Loader {
         let files = Arc::new(opened.files);
         let onto = self.live()?;
         let mut packed = self.packed_weights(&onto, &files);
-        let mut compute = Some(opened.digests);
-        let mut digests = || {
-            progress("computing digests", 0, 0);
-            compute.take().ok_or("digests are computed once")?()
-        };
-        let mut known = None;
-        // Digests take long where they are not remembered: before the weights only where they may spare the preparing.
+        let mut digests = ComingDigests::new(opened.digests, files.may_arrive());
+        // Where they are not remembered they take as long as the weights, which are prepared meanwhile; they are waited for
+        // where they may spare the preparing.
         if let Some(packed) = packed.as_mut().filter(|packed| packed.is_there() && !files.may_arrive()) {
-            let digests = digests()?;
-            packed.look_for(&digests);
-            known = Some(digests);
+            progress("computing digests", 0, 0);
+            packed.look_for(&digests.get()?);
         }
         let kept = packed.as_ref().map(Kept::weights);
         let placed = self.placing(part.role, true)?.place(onto, &files, kept, progress)?;
-        let digests = known.map_or_else(digests, Ok)?;
+        progress("computing digests", 0, 0);
+        let digests = digests.get()?;
         Ok(Prepared { packed, ..self.finish(part, placed, digests, files, None) })
     }
 

@@ -30,8 +30,8 @@ pub struct OpenedModel {
     /// The files.
     pub files: ModelFiles,
     /// Computes the digests of what was loaded, or fails where the files changed meanwhile. At the first start it is
-    /// called after the weights were read, so that it may wait for files that arrive while others are prepared; at a
-    /// reload before, to see whether anything changed.
+    /// called on a thread of its own while the weights are prepared, or after that where files are still on their way, so
+    /// that it may wait for them; at a reload before, to see whether anything changed.
     pub digests: ComputeDigests,
     /// The transfer of files that are still on their way, if there are any. Until it has settled, what is made of them
     /// serves nobody.

@@ -9,7 +9,9 @@
 mod values;
 
 pub(crate) use values::is_bucket_name;
-pub use values::{Bytes, CacheDtype, CacheKind, CpuIsa, Device, LogLevel, ModelSource, PackedFile, Toggle};
+pub use values::{
+    Bytes, CacheDtype, CacheKind, CpuIsa, CpuWeightsSetting, Device, LogLevel, ModelSource, PackedFile, Toggle,
+};
 
 use clap::Args;
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -102,6 +104,10 @@ pub struct EngineSettings {
     /// Instructions that the CPU computes with; `auto` takes the best of those that have been proven on a real CPU
     #[arg(long, env = "NEXUS_CPU_ISA", value_name = "auto|avx512|avx2|portable", default_value = "auto")]
     pub cpu_isa: CpuIsa,
+
+    /// How the CPU holds weights: `stored`, as in the model's files; `int8`, in 8 bits, which is faster and a little off
+    #[arg(long, env = "NEXUS_CPU_WEIGHTS", value_name = "stored|int8", default_value = "stored")]
+    pub cpu_weights: CpuWeightsSetting,
 
     /// Whether the weights, as the CPU's kernels want them, are kept in a file beside the model, which the next start maps
     /// at once: `auto`, beside models of 1 GiB or more; `on`; `off`

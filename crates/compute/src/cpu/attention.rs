@@ -9,7 +9,7 @@
 
 use super::buffer::{Workspace, with_scratch};
 use super::gemm::MULTIPLY_ADDS_PER_NS;
-use super::gemm::kernel::{BLOCK_DEPTH, PanelProduct, ROW_STRIDE, panel_columns};
+use super::gemm::kernel::{BLOCK_DEPTH, Floats, PanelProduct, ROW_STRIDE, panel_columns};
 use super::pool::Pool;
 use super::rows::{load, store};
 use super::simd::{Kernel, Level, Simd, math};
@@ -265,10 +265,11 @@ impl Kernel for Block<'_> {
                 let range = start..keys.end.min(start + BLOCK_KEYS);
                 let mut scores_tile = TileMut::new(scores, rows, ROW_STRIDE);
                 for column in range.clone().step_by(columns) {
-                    s.vectorize(PanelProduct {
+                    s.vectorize(PanelProduct::<Floats> {
                         a: left,
                         depth: dim,
                         panel: &self.keys[column * dim..(column + columns) * dim],
+                        scales: None,
                         bias: None,
                         accumulate: false,
                         out: scores_tile.columns_mut(column - start..column - start + columns),
@@ -278,10 +279,11 @@ impl Kernel for Block<'_> {
                 let mut sums_tile = TileMut::new(sums, rows, ROW_STRIDE);
                 for (i, column) in (0..dim).step_by(columns).enumerate() {
                     let row = i * self.sequence.len() + start;
-                    s.vectorize(PanelProduct {
+                    s.vectorize(PanelProduct::<Floats> {
                         a: scores,
                         depth: range.len(),
                         panel: &self.values[row * columns..(row + range.len()) * columns],
+                        scales: None,
                         bias: None,
                         accumulate: start > first,
                         out: sums_tile.columns_mut(column..dim.min(column + columns)),

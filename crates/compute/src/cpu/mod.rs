@@ -1,8 +1,8 @@
 //! The CPU backend: SIMD chosen when it starts, weights packed when they are prepared, one pool of threads.
 //!
-//! Everything is f32 except stored weights, which stay bf16 where their file has bf16. Deliberately absent: quantized
-//! weights, and products in bf16 (they would round the activations, which the other backends and the models' own
-//! vectors do not).
+//! Everything is f32 except stored weights, which stay bf16 where their file has bf16, or become 8-bit integers where that
+//! is asked for. Deliberately absent: products in bf16 (they would round the activations, which the other backends and the
+//! models' own vectors do not).
 
 mod attention;
 mod buffer;
@@ -23,6 +23,7 @@ use crate::{
 use attention::{Attention, HEAD_DIM_MAX};
 use buffer::{Leased, Workspace};
 pub use gemm::Linear;
+use gemm::Product;
 use gemm::kernel::panel_columns;
 use gemm::panels::Panels;
 use half::bf16;
@@ -38,6 +39,19 @@ pub struct CpuOptions {
     pub isa: Option<Isa>,
     /// Threads that work on one operation, the caller's included; one a core when `None`.
     pub threads: Option<usize>,
+    /// How the weights of linear layers are held.
+    pub weights: CpuWeights,
+}
+
+/// How the weights of linear layers are held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CpuWeights {
+    /// In the dtype of their file (f16 widened to f32).
+    #[default]
+    Stored,
+    /// As 8-bit integers with a scale for each output; activations are rounded to 16-bit integers with a scale for each
+    /// row. Faster, and a little off.
+    Int8,
 }
 
 // Stored weights are used as they lie in their files, which is little-endian.
@@ -56,6 +70,7 @@ pub struct Cpu {
     level: Level,
     pool: Pool,
     workspace: Workspace,
+    weights: CpuWeights,
 }
 
 /// A prepared embedding table, in the dtype of its file (f16 widened to f32).
@@ -111,7 +126,7 @@ impl Cpu {
         })?;
         let cores = || std::thread::available_parallelism().map_or(1, usize::from);
         let pool = Pool::new(options.threads.unwrap_or_else(cores))?;
-        Ok(Self { isa, level, pool, workspace: Workspace::default() })
+        Ok(Self { isa, level, pool, workspace: Workspace::default(), weights: options.weights })
     }
 
     /// All of `bias`, filled up to whole panels.
@@ -130,7 +145,9 @@ impl Cpu {
         check::columns_match(OP, x.columns, weight.in_columns)?;
         check::columns_match(OP, out.columns, weight.out_columns)?;
         check::ensure(x.rows == out.rows, OP, || format!("{} rows into {}", x.rows, out.rows))?;
-        gemm::linear(self.level, &self.pool, x.data.as_slice(), weight, out.data.as_mut_slice(), x.rows, accumulate);
+        let (level, pool, workspace) = (self.level, &self.pool, &self.workspace);
+        let product = Product { level, pool, workspace, x: x.data.as_slice(), rows: x.rows, accumulate };
+        gemm::linear(product, weight, out.data.as_mut_slice());
         Ok(())
     }
 }
@@ -146,11 +163,15 @@ impl Backend for Cpu {
 
     fn name(&self) -> String {
         let threads = self.pool.threads();
-        format!("cpu ({}, {threads} thread{})", self.isa.name(), if threads == 1 { "" } else { "s" })
+        let int8 = if self.weights == CpuWeights::Int8 { ", int8 weights" } else { "" };
+        format!("cpu ({}, {threads} thread{}{int8})", self.isa.name(), if threads == 1 { "" } else { "s" })
     }
 
     fn numeric_format(&self) -> &'static str {
-        "f32"
+        match self.weights {
+            CpuWeights::Stored => "f32",
+            CpuWeights::Int8 => "int8",
+        }
     }
 
     fn warm_up_tokens(&self, _: usize) -> Vec<usize> {
@@ -163,7 +184,7 @@ impl Backend for Cpu {
 
     fn prepare_linear(&self, parts: &[TensorView<'_>], bias: &[TensorView<'_>]) -> Result<Linear> {
         let [out_columns, in_columns] = check::linear_shape(parts, bias)?;
-        let panels = Panels::pack(self.level, &self.pool, parts, in_columns)?;
+        let panels = Panels::pack(self.level, &self.pool, self.weights, parts, in_columns)?;
         Ok(Linear { out_columns, in_columns, panels, bias: self.padded(bias) })
     }
 
@@ -187,7 +208,11 @@ impl Backend for Cpu {
     }
 
     fn packed_layout(&self) -> Option<String> {
-        Some(format!("cpu-{}-columns-v{LAYOUT_VERSION}", panel_columns(self.level.lanes())))
+        let weights = match self.weights {
+            CpuWeights::Stored => "",
+            CpuWeights::Int8 => "-int8",
+        };
+        Some(format!("cpu-{}-columns{weights}-v{LAYOUT_VERSION}", panel_columns(self.level.lanes())))
     }
 
     fn packed_linear(&self, weight: &Linear) -> Option<Packed> {

@@ -1,6 +1,6 @@
 //! The types of settings: what is allowed, and how a refusal reads. Every message says what would be right.
 
-use nexus_compute::cpu::Isa;
+use nexus_compute::cpu::{CpuWeights, Isa};
 use std::fmt;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
@@ -146,6 +146,22 @@ impl FromStr for CpuIsa {
         }
         let isa = Isa::ALL.into_iter().find(|isa| isa.name() == lower);
         isa.map(Self::Only).ok_or_else(|| "auto, avx512, avx2 or portable".to_owned())
+    }
+}
+
+/// How the CPU holds weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CpuWeightsSetting(pub CpuWeights);
+
+impl FromStr for CpuWeightsSetting {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s.to_ascii_lowercase().as_str() {
+            "stored" => Ok(Self(CpuWeights::Stored)),
+            "int8" => Ok(Self(CpuWeights::Int8)),
+            _ => Err("stored or int8".to_owned()),
+        }
     }
 }
 

@@ -28,48 +28,156 @@ pub(crate) const fn panel_columns(lanes: usize) -> usize {
     2 * lanes
 }
 
-/// How a panel stores its values.
-pub(crate) trait Element: Pod + Send + Sync {
-    /// Words for one `k` of a panel.
+/// How a panel stores its values, and what its products are summed in. A step is one `k`, or several where a word of the
+/// left operand holds as many.
+pub(crate) trait Element: Send + Sync {
+    /// What the panel's words are read as.
+    type Word: Pod + Send + Sync;
+
+    /// A vector of right operands.
+    type Right<S: Simd>: Copy;
+
+    /// A vector of sums.
+    type Sum<S: Simd>: Copy;
+
+    /// Words for one step of a panel.
     fn words(lanes: usize) -> usize;
 
     /// The two vectors at the start of `words`.
-    fn load<S: Simd>(s: S, words: &[Self]) -> [S::Vector; 2];
+    fn load<S: Simd>(s: S, words: &[Self::Word]) -> [Self::Right<S>; 2];
+
+    fn zero<S: Simd>(s: S) -> Self::Sum<S>;
+
+    /// `sum` and the products of a word of the left operand with `b`, for both vectors.
+    fn multiply_add<S: Simd>(s: S, x: f32, b: [Self::Right<S>; 2], sum: [Self::Sum<S>; 2]) -> [Self::Sum<S>; 2];
+
+    fn add<S: Simd>(s: S, a: Self::Sum<S>, b: Self::Sum<S>) -> Self::Sum<S>;
+
+    fn to_floats<S: Simd>(s: S, sum: Self::Sum<S>) -> S::Vector;
 }
 
-impl Element for f32 {
+/// Products of floats, summed as floats.
+macro_rules! sums_of_floats {
+    () => {
+        type Right<S: Simd> = S::Vector;
+        type Sum<S: Simd> = S::Vector;
+
+        #[inline(always)]
+        fn zero<S: Simd>(s: S) -> S::Vector {
+            s.splat(0.0)
+        }
+
+        #[inline(always)]
+        fn multiply_add<S: Simd>(s: S, x: f32, b: [S::Vector; 2], sum: [S::Vector; 2]) -> [S::Vector; 2] {
+            let x = s.splat(x);
+            [s.mul_add(x, b[0], sum[0]), s.mul_add(x, b[1], sum[1])]
+        }
+
+        #[inline(always)]
+        fn add<S: Simd>(s: S, a: S::Vector, b: S::Vector) -> S::Vector {
+            s.add(a, b)
+        }
+
+        #[inline(always)]
+        fn to_floats<S: Simd>(_: S, sum: S::Vector) -> S::Vector {
+            sum
+        }
+    };
+}
+
+/// Floats, one a word.
+pub(crate) struct Floats;
+
+impl Element for Floats {
+    type Word = f32;
+    sums_of_floats!();
+
     #[inline(always)]
     fn words(lanes: usize) -> usize {
         2 * lanes
     }
 
     #[inline(always)]
-    fn load<S: Simd>(s: S, words: &[Self]) -> [S::Vector; 2] {
+    fn load<S: Simd>(s: S, words: &[f32]) -> [S::Vector; 2] {
         [s.load(words), s.load(&words[S::LANES..])]
     }
 }
 
 /// Two bf16 in a word: the lower half belongs to the first vector of columns, the upper half to the second. So both
 /// vectors come out of one load by a shift and a mask, without a shuffle.
-impl Element for u32 {
+pub(crate) struct Bf16Pairs;
+
+impl Element for Bf16Pairs {
+    type Word = u32;
+    sums_of_floats!();
+
     #[inline(always)]
     fn words(lanes: usize) -> usize {
         lanes
     }
 
     #[inline(always)]
-    fn load<S: Simd>(s: S, words: &[Self]) -> [S::Vector; 2] {
+    fn load<S: Simd>(s: S, words: &[u32]) -> [S::Vector; 2] {
         s.load_pairs(words)
     }
 }
 
-/// `out = a * panel`, or `out += a * panel`.
-pub(crate) struct PanelProduct<'a, E> {
+/// 8-bit integers, of which a step has two for each column; the left operand has two of 16 bits a word. Sums are of 32 bits
+/// and must not overflow over the depth of a block.
+pub(crate) struct BytePairs;
+
+impl Element for BytePairs {
+    type Word = u32;
+    type Right<S: Simd> = S::Ints;
+    type Sum<S: Simd> = S::Ints;
+
+    #[inline(always)]
+    fn words(lanes: usize) -> usize {
+        lanes
+    }
+
+    #[inline(always)]
+    fn load<S: Simd>(s: S, words: &[u32]) -> [S::Ints; 2] {
+        s.load_byte_pairs(words)
+    }
+
+    #[inline(always)]
+    fn zero<S: Simd>(s: S) -> S::Ints {
+        s.zero_ints()
+    }
+
+    #[inline(always)]
+    fn multiply_add<S: Simd>(s: S, x: f32, b: [S::Ints; 2], sum: [S::Ints; 2]) -> [S::Ints; 2] {
+        let x = s.splat_pair(x.to_bits());
+        [s.dot_pairs(x, b[0], sum[0]), s.dot_pairs(x, b[1], sum[1])]
+    }
+
+    #[inline(always)]
+    fn add<S: Simd>(s: S, a: S::Ints, b: S::Ints) -> S::Ints {
+        s.add_ints(a, b)
+    }
+
+    #[inline(always)]
+    fn to_floats<S: Simd>(s: S, sum: S::Ints) -> S::Vector {
+        s.to_floats(sum)
+    }
+}
+
+/// What sums are multiplied by: a float for each row, and one for each column of the panel.
+#[derive(Clone, Copy)]
+pub(crate) struct Scales<'a> {
+    pub(crate) rows: &'a [f32],
+    pub(crate) columns: &'a [f32],
+}
+
+/// `out = a * panel`, or `out += a * panel`, scaled if there are scales.
+pub(crate) struct PanelProduct<'a, E: Element> {
     /// `out.rows()` rows of `depth` floats, [`ROW_STRIDE`] apart.
     pub(crate) a: &'a [f32],
     pub(crate) depth: usize,
     /// `depth` times [`Element::words`].
-    pub(crate) panel: &'a [E],
+    pub(crate) panel: &'a [E::Word],
+    pub(crate) scales: Option<Scales<'a>>,
     /// Added to every row: one float a column of the panel.
     pub(crate) bias: Option<&'a [f32]>,
     /// Whether to add to what `out` holds.
@@ -133,7 +241,7 @@ impl<E: Element> PanelProduct<'_, E> {
             s.prefetch(row.as_ptr().cast());
             s.prefetch(row.as_ptr().wrapping_add(S::LANES).cast());
         }
-        let mut sums = [[[s.splat(0.0); 2]; HEIGHT]; UNROLL];
+        let mut sums = [[[E::zero(s); 2]; HEIGHT]; UNROLL];
         let mut k = 0;
         while k + UNROLL <= self.depth {
             for (i, sums) in sums.iter_mut().enumerate() {
@@ -150,11 +258,11 @@ impl<E: Element> PanelProduct<'_, E> {
         let (first, others) = sums.split_at_mut(1);
         for other in others {
             for (sum, other) in first[0].iter_mut().zip(other) {
-                *sum = [s.add(sum[0], other[0]), s.add(sum[1], other[1])];
+                *sum = [E::add(s, sum[0], other[0]), E::add(s, sum[1], other[1])];
             }
         }
         for (row, sum) in rows.zip(&first[0]) {
-            self.finish(s, row, *sum);
+            self.finish(s, row, sum.map(|sum| E::to_floats(s, sum)));
         }
     }
 
@@ -169,11 +277,11 @@ impl<E: Element> PanelProduct<'_, E> {
         s: S,
         first_row: usize,
         k: usize,
-        sums: &mut [[S::Vector; 2]; HEIGHT],
+        sums: &mut [[E::Sum<S>; 2]; HEIGHT],
     ) {
         let words = E::words(S::LANES);
         let ahead = self.panel.as_ptr().wrapping_add((k + STEPS_AHEAD) * words).cast::<u8>();
-        for line in (0..words * size_of::<E>()).step_by(64) {
+        for line in (0..words * size_of::<E::Word>()).step_by(64) {
             s.prefetch(ahead.wrapping_add(line));
         }
         // SAFETY: the panel has a step `k`.
@@ -183,15 +291,19 @@ impl<E: Element> PanelProduct<'_, E> {
         for (row, sum) in sums.iter_mut().enumerate() {
             // SAFETY: `a` has this row, and it has more than `k` floats. One pointer and a constant: with a sum of
             // indices the compiler computes twelve addresses at a time and runs out of registers.
-            let x = s.splat(unsafe { *a.get_unchecked(row * ROW_STRIDE) });
-            sum[0] = s.mul_add(x, b[0], sum[0]);
-            sum[1] = s.mul_add(x, b[1], sum[1]);
+            let x = unsafe { *a.get_unchecked(row * ROW_STRIDE) };
+            *sum = E::multiply_add(s, x, b, *sum);
         }
     }
 
     /// Adds the bias and what was there before, and stores.
     #[inline(always)]
     fn finish<S: Simd>(&mut self, s: S, row: usize, mut sum: [S::Vector; 2]) {
+        if let Some(Scales { rows, columns }) = self.scales {
+            let scale = s.splat(rows[row]);
+            let both = [s.load(columns), s.load(&columns[S::LANES..])];
+            sum = [s.mul(sum[0], s.mul(both[0], scale)), s.mul(sum[1], s.mul(both[1], scale))];
+        }
         let row = self.out.row_mut(row);
         if let Some(bias) = self.bias {
             sum = [s.add(sum[0], s.load(bias)), s.add(sum[1], s.load(&bias[S::LANES..]))];

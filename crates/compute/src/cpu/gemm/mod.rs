@@ -5,15 +5,17 @@
 //! block. The output is cut into tiles both by rows and by columns, so that one long text and many short ones keep
 //! every thread busy alike.
 
+pub(crate) mod int8;
 pub(crate) mod kernel;
 pub(crate) mod panels;
 
-use super::buffer::with_scratch;
+use super::buffer::{Workspace, with_scratch};
 use super::pool::Pool;
 use super::simd::{Kernel, Level, Simd};
 use super::tile::TileMut;
-use kernel::{BLOCK_DEPTH, Element, PanelProduct, ROW_STRIDE, panel_columns};
+use kernel::{BLOCK_DEPTH, Bf16Pairs, BytePairs, Element, Floats, PanelProduct, ROW_STRIDE, Scales, panel_columns};
 use panels::{PanelDType, Panels};
+use std::marker::PhantomData;
 
 /// A prepared linear layer.
 #[derive(Debug)]
@@ -39,52 +41,95 @@ pub(crate) const MULTIPLY_ADDS_PER_NS: usize = 64;
 const TASK_LEAST: usize = 128 * 1024;
 
 /// `out = x W^T + b`, or `out += x W^T + b`, for `rows` rows.
-pub(crate) fn linear(
+pub(crate) fn linear(op: Product<'_>, weight: &Linear, out: &mut [f32]) {
+    let Product { level, pool, workspace, x, rows, accumulate } = op;
+    if rows == 0 {
+        return;
+    }
+    match weight.panels.dtype() {
+        PanelDType::F32 => tasks::<Floats>(level, pool, Left::floats(x, weight), weight, out, rows, accumulate),
+        PanelDType::Bf16Pairs => {
+            tasks::<Bf16Pairs>(level, pool, Left::floats(x, weight), weight, out, rows, accumulate)
+        }
+        PanelDType::Int8Pairs => {
+            let depth = int8::row_words(weight.in_columns);
+            let mut quantized = workspace.take(rows * depth + rows);
+            let (words, scales) = quantized.as_mut_slice().split_at_mut(rows * depth);
+            int8::quantize_rows(level, pool, x, weight.in_columns, words, scales);
+            let left = Left { words, depth, scales: Some(scales) };
+            tasks::<BytePairs>(level, pool, left, weight, out, rows, accumulate);
+        }
+    }
+}
+
+/// What a product is of, but for the weight.
+pub(crate) struct Product<'a> {
+    pub(crate) level: Level,
+    pub(crate) pool: &'a Pool,
+    pub(crate) workspace: &'a Workspace,
+    /// `[rows, in]`.
+    pub(crate) x: &'a [f32],
+    pub(crate) rows: usize,
+    /// Whether to add to what the output holds.
+    pub(crate) accumulate: bool,
+}
+
+/// The left operand of a product.
+#[derive(Clone, Copy)]
+struct Left<'a> {
+    /// Rows of `depth` words each: floats, or pairs of 16-bit integers.
+    words: &'a [f32],
+    depth: usize,
+    /// The size of an integer's step, for each row.
+    scales: Option<&'a [f32]>,
+}
+
+impl<'a> Left<'a> {
+    fn floats(x: &'a [f32], weight: &Linear) -> Self {
+        Self { words: x, depth: weight.in_columns, scales: None }
+    }
+
+    fn rows(self, rows: std::ops::Range<usize>) -> Self {
+        let words = &self.words[rows.start * self.depth..rows.end * self.depth];
+        Self { words, scales: self.scales.map(|scales| &scales[rows]), ..self }
+    }
+}
+
+/// The product in tiles, each on whichever thread comes first for it.
+fn tasks<E: Element>(
     level: Level,
     pool: &Pool,
-    x: &[f32],
+    left: Left<'_>,
     weight: &Linear,
     out: &mut [f32],
     rows: usize,
     accumulate: bool,
 ) {
-    if rows == 0 {
-        return;
-    }
     let columns = panel_columns(level.lanes());
     let panels = weight.out_columns.div_ceil(columns);
     let blocks = rows.div_ceil(BLOCK_ROWS);
     let block_rows = rows.div_ceil(blocks);
-    let panels_least = TASK_LEAST.div_ceil(block_rows * weight.in_columns * columns);
+    let panels_least = TASK_LEAST.div_ceil(block_rows * left.depth * columns);
     let panels_a_task = panels.div_ceil(pool.items_wanted().div_ceil(blocks)).max(panels_least);
 
     let tiles = TileMut::new(out, rows, weight.out_columns).into_tiles(block_rows, panels_a_task * columns);
-    let total_ns = rows * weight.out_columns * weight.in_columns / MULTIPLY_ADDS_PER_NS;
+    let total_ns = rows * weight.out_columns * left.depth / MULTIPLY_ADDS_PER_NS;
     pool.for_each(total_ns, tiles.enumerate(), |(i, tile)| {
         let first_row = i % blocks * block_rows;
         let first_panel = i / blocks * panels_a_task;
-        let x = &x[first_row * weight.in_columns..(first_row + tile.rows()) * weight.in_columns];
-        match weight.panels.dtype() {
-            PanelDType::F32 => level.run(Task::<f32>::new(x, weight, first_panel, accumulate, tile)),
-            PanelDType::Bf16Pairs => level.run(Task::<u32>::new(x, weight, first_panel, accumulate, tile)),
-        }
+        let left = left.rows(first_row..first_row + tile.rows());
+        level.run(Task::<E> { left, weight, first_panel, accumulate, out: tile, element: PhantomData });
     });
 }
 
 /// One tile of the output.
 struct Task<'a, E> {
-    x: &'a [f32],
+    left: Left<'a>,
     weight: &'a Linear,
     first_panel: usize,
     accumulate: bool,
     out: TileMut<'a>,
-    element: std::marker::PhantomData<E>,
-}
-
-impl<'a, E> Task<'a, E> {
-    fn new(x: &'a [f32], weight: &'a Linear, first_panel: usize, accumulate: bool, out: TileMut<'a>) -> Self {
-        Self { x, weight, first_panel, accumulate, out, element: std::marker::PhantomData }
-    }
+    element: PhantomData<E>,
 }
 
 impl<E: Element> Kernel for Task<'_, E> {
@@ -92,7 +137,7 @@ impl<E: Element> Kernel for Task<'_, E> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let (rows, depth) = (self.out.rows(), self.weight.in_columns);
+        let (rows, depth) = (self.out.rows(), self.left.depth);
         let columns = panel_columns(S::LANES);
         let words = E::words(S::LANES);
         let copied_depth = (BLOCK_FLOATS / rows / BLOCK_DEPTH).max(1) * BLOCK_DEPTH;
@@ -100,11 +145,14 @@ impl<E: Element> Kernel for Task<'_, E> {
         with_scratch(blocks * rows * ROW_STRIDE, |scratch| {
             for start in (0..depth).step_by(copied_depth) {
                 let end = depth.min(start + copied_depth);
-                copy_blocks(self.x, depth, start..end, scratch, rows);
+                copy_blocks(self.left.words, depth, start..end, scratch, rows);
                 for column in (0..self.out.columns()).step_by(columns) {
                     let index = self.first_panel + column / columns;
-                    let panel = self.weight.panels.panel::<E>(index);
-                    let bias = self.weight.bias.as_ref().map(|b| &b[index * columns..(index + 1) * columns]);
+                    let of_panel = index * columns..(index + 1) * columns;
+                    let panel = self.weight.panels.panel::<E::Word>(index);
+                    let bias = self.weight.bias.as_ref().map(|bias| &bias[of_panel.clone()]);
+                    let column_scales = self.weight.panels.scales();
+                    let scales = self.left.scales.map(|rows| Scales { rows, columns: &column_scales[of_panel] });
                     let last_column = self.out.columns().min(column + columns);
                     for (i, a) in scratch.chunks_exact(rows * ROW_STRIDE).enumerate() {
                         let from = start + i * BLOCK_DEPTH;
@@ -112,10 +160,11 @@ impl<E: Element> Kernel for Task<'_, E> {
                             break;
                         }
                         let to = end.min(from + BLOCK_DEPTH);
-                        s.vectorize(PanelProduct {
+                        s.vectorize(PanelProduct::<E> {
                             a,
                             depth: to - from,
                             panel: &panel[from * words..to * words],
+                            scales,
                             bias: bias.filter(|_| from == 0),
                             accumulate: self.accumulate || from > 0,
                             out: self.out.columns_mut(column..last_column),

@@ -35,6 +35,7 @@ impl Simd for Avx2 {
     const TILE_ROWS: usize = 6;
 
     type Vector = __m256;
+    type Ints = __m256i;
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
@@ -87,6 +88,54 @@ impl Simd for Avx2 {
             let pairs = _mm256_loadu_si256(from.as_ptr().cast());
             let upper = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32.cast_signed()));
             [_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs)), _mm256_castsi256_ps(upper)]
+        }
+    }
+
+    #[inline(always)]
+    fn zero_ints(self) -> __m256i {
+        // SAFETY: an `Avx2` exists only where AVX2 was detected.
+        unsafe { _mm256_setzero_si256() }
+    }
+
+    #[inline(always)]
+    fn load_byte_pairs(self, from: &[u32]) -> [__m256i; 2] {
+        let from = from[..LANES].as_ptr().cast::<__m128i>();
+        // SAFETY: there are eight words, two vectors of four; the CPU has AVX2.
+        unsafe { [_mm256_cvtepi8_epi16(_mm_loadu_si128(from)), _mm256_cvtepi8_epi16(_mm_loadu_si128(from.add(1)))] }
+    }
+
+    #[inline(always)]
+    fn splat_pair(self, pair: u32) -> __m256i {
+        // SAFETY: an `Avx2` exists only where AVX2 was detected.
+        unsafe { _mm256_set1_epi32(pair.cast_signed()) }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: __m256i, b: __m256i, sum: __m256i) -> __m256i {
+        // SAFETY: an `Avx2` exists only where AVX2 was detected.
+        unsafe { _mm256_add_epi32(sum, _mm256_madd_epi16(a, b)) }
+    }
+
+    #[inline(always)]
+    fn add_ints(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: an `Avx2` exists only where AVX2 was detected.
+        unsafe { _mm256_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn to_floats(self, x: __m256i) -> __m256 {
+        // SAFETY: an `Avx2` exists only where AVX2 was detected.
+        unsafe { _mm256_cvtepi32_ps(x) }
+    }
+
+    #[inline(always)]
+    fn store_pairs(self, a: __m256, b: __m256, to: &mut [u32]) {
+        let to = &mut to[..LANES];
+        // SAFETY: `to` has eight words; the CPU has AVX2.
+        unsafe {
+            // Packing works within halves of 128 bits, hence the exchange of the middle quarters.
+            let packed = _mm256_packs_epi32(_mm256_cvtps_epi32(a), _mm256_cvtps_epi32(b));
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm256_permute4x64_epi64::<0b11_01_10_00>(packed));
         }
     }
 

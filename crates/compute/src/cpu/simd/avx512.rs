@@ -1,9 +1,9 @@
-//! Sixteen floats at a time with AVX-512F.
+//! Sixteen floats at a time with AVX-512F and AVX-512BW, which every CPU with AVX-512 has that is not a Xeon Phi.
 
 use super::{Kernel, Simd};
 use std::arch::x86_64::*;
 
-/// Proof that the CPU has AVX-512F.
+/// Proof that the CPU has AVX-512F and AVX-512BW.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Avx512(());
 
@@ -11,11 +11,11 @@ const LANES: usize = 16;
 
 impl Avx512 {
     pub(super) fn detect() -> Option<Self> {
-        is_x86_feature_detected!("avx512f").then_some(Self(()))
+        (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")).then_some(Self(()))
     }
 }
 
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512bw")]
 fn enter<K: Kernel>(simd: Avx512, kernel: K) -> K::Output {
     kernel.run(simd)
 }
@@ -33,6 +33,7 @@ impl Simd for Avx512 {
     const TILE_ROWS: usize = 12;
 
     type Vector = __m512;
+    type Ints = __m512i;
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
@@ -80,6 +81,55 @@ impl Simd for Avx512 {
             let pairs = _mm512_loadu_si512(from.as_ptr().cast());
             let upper = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32.cast_signed()));
             [_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs)), _mm512_castsi512_ps(upper)]
+        }
+    }
+
+    #[inline(always)]
+    fn zero_ints(self) -> __m512i {
+        // SAFETY: an `Avx512` exists only where AVX-512F was detected.
+        unsafe { _mm512_setzero_si512() }
+    }
+
+    #[inline(always)]
+    fn load_byte_pairs(self, from: &[u32]) -> [__m512i; 2] {
+        let from = from[..LANES].as_ptr().cast::<__m256i>();
+        // SAFETY: there are sixteen words, two vectors of eight; the CPU has AVX-512BW, and so AVX.
+        unsafe {
+            [_mm512_cvtepi8_epi16(_mm256_loadu_si256(from)), _mm512_cvtepi8_epi16(_mm256_loadu_si256(from.add(1)))]
+        }
+    }
+
+    #[inline(always)]
+    fn splat_pair(self, pair: u32) -> __m512i {
+        // SAFETY: an `Avx512` exists only where AVX-512F was detected.
+        unsafe { _mm512_set1_epi32(pair.cast_signed()) }
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: __m512i, b: __m512i, sum: __m512i) -> __m512i {
+        // SAFETY: an `Avx512` exists only where AVX-512BW was detected.
+        unsafe { _mm512_add_epi32(sum, _mm512_madd_epi16(a, b)) }
+    }
+
+    #[inline(always)]
+    fn add_ints(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: an `Avx512` exists only where AVX-512F was detected.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+
+    #[inline(always)]
+    fn to_floats(self, x: __m512i) -> __m512 {
+        // SAFETY: an `Avx512` exists only where AVX-512F was detected.
+        unsafe { _mm512_cvtepi32_ps(x) }
+    }
+
+    #[inline(always)]
+    fn store_pairs(self, a: __m512, b: __m512, to: &mut [u32]) {
+        let to = to[..LANES].as_mut_ptr().cast::<__m256i>();
+        // SAFETY: `to` has sixteen words, two vectors of eight; the CPU has AVX-512F, and so AVX.
+        unsafe {
+            _mm256_storeu_si256(to, _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(a)));
+            _mm256_storeu_si256(to.add(1), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(b)));
         }
     }
 

@@ -7,7 +7,8 @@
 //!
 //! A value of an implementing type is the proof that the CPU has the instructions: it is made only by [`Level::new`].
 //!
-//! Deliberately absent: integer arithmetic, gathers, anything wider than what the kernels here need.
+//! Deliberately absent: gathers, integer arithmetic beyond products of 16-bit pairs, anything wider than what the kernels
+//! here need.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -133,6 +134,9 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
 
     type Vector: Copy;
 
+    /// [`Simd::LANES`] integers of 32 bits, or as many pairs of 16.
+    type Ints: Copy;
+
     /// Runs `kernel` in a function that is compiled for this instruction set.
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output;
 
@@ -153,6 +157,28 @@ pub(crate) trait Simd: Copy + Send + Sync + 'static {
     /// Two vectors out of [`Simd::LANES`] words: of each word the lower half is a bf16 for the first, the upper half a
     /// bf16 for the second.
     fn load_pairs(self, from: &[u32]) -> [Self::Vector; 2];
+
+    /// All lanes zero.
+    fn zero_ints(self) -> Self::Ints;
+
+    /// Two vectors of pairs of 16-bit integers out of [`Simd::LANES`] words, which hold pairs of 8-bit ones: the first half
+    /// of the words for the first vector.
+    fn load_byte_pairs(self, from: &[u32]) -> [Self::Ints; 2];
+
+    /// The pair of 16-bit integers in `pair`, in every lane.
+    fn splat_pair(self, pair: u32) -> Self::Ints;
+
+    /// `sum + a.0 * b.0 + a.1 * b.1` in every lane, where `a` and `b` hold pairs of 16-bit integers.
+    fn dot_pairs(self, a: Self::Ints, b: Self::Ints, sum: Self::Ints) -> Self::Ints;
+
+    fn add_ints(self, a: Self::Ints, b: Self::Ints) -> Self::Ints;
+
+    /// The nearest floats.
+    fn to_floats(self, x: Self::Ints) -> Self::Vector;
+
+    /// The nearest 16-bit integers to the lanes of `a`, then to those of `b`, as [`Simd::LANES`] words of pairs. Lanes must
+    /// be within 16 bits; what becomes of others is not said.
+    fn store_pairs(self, a: Self::Vector, b: Self::Vector, to: &mut [u32]);
 
     /// Asks for the cache line at `address`, which need not be one that the program may read.
     fn prefetch(self, address: *const u8);

@@ -13,12 +13,19 @@ fn lanes(f: impl FnMut(usize) -> f32) -> [f32; LANES] {
     std::array::from_fn(f)
 }
 
+/// A pair of 16-bit integers, the first below.
+#[inline(always)]
+fn join(first: i16, second: i16) -> i32 {
+    i32::from(second) << 16 | i32::from(first.cast_unsigned())
+}
+
 impl Simd for Portable {
     const LANES: usize = LANES;
     // Eight accumulators, two operands and a broadcast fit the sixteen registers of SSE2; NEON has 32.
     const TILE_ROWS: usize = if cfg!(target_arch = "aarch64") { 8 } else { 4 };
 
     type Vector = [f32; LANES];
+    type Ints = [i32; LANES];
 
     #[inline(always)]
     fn vectorize<K: Kernel>(self, kernel: K) -> K::Output {
@@ -59,6 +66,52 @@ impl Simd for Portable {
     fn load_pairs(self, from: &[u32]) -> [[f32; LANES]; 2] {
         let from = &from[..LANES];
         [lanes(|i| f32::from_bits(from[i] << 16)), lanes(|i| f32::from_bits(from[i] & 0xffff_0000))]
+    }
+
+    #[inline(always)]
+    fn zero_ints(self) -> [i32; LANES] {
+        [0; LANES]
+    }
+
+    #[inline(always)]
+    fn load_byte_pairs(self, from: &[u32]) -> [[i32; LANES]; 2] {
+        let from = &from[..LANES];
+        // Of a word, the lower two bytes are one pair, the upper two the next.
+        let pair = |at: usize| {
+            let [low, high] = ((from[at / 2] >> (16 * (at % 2))) as u16).to_le_bytes();
+            join(i16::from(low.cast_signed()), i16::from(high.cast_signed()))
+        };
+        [std::array::from_fn(pair), std::array::from_fn(|i| pair(i + LANES))]
+    }
+
+    #[inline(always)]
+    fn splat_pair(self, pair: u32) -> [i32; LANES] {
+        [pair.cast_signed(); LANES]
+    }
+
+    #[inline(always)]
+    fn dot_pairs(self, a: [i32; LANES], b: [i32; LANES], sum: [i32; LANES]) -> [i32; LANES] {
+        let low = |x: i32| i32::from(x as i16);
+        std::array::from_fn(|i| sum[i] + low(a[i]) * low(b[i]) + (a[i] >> 16) * (b[i] >> 16))
+    }
+
+    #[inline(always)]
+    fn add_ints(self, a: [i32; LANES], b: [i32; LANES]) -> [i32; LANES] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn to_floats(self, x: [i32; LANES]) -> [f32; LANES] {
+        lanes(|i| x[i] as f32)
+    }
+
+    #[inline(always)]
+    fn store_pairs(self, a: [f32; LANES], b: [f32; LANES], to: &mut [u32]) {
+        let (a, b) = (self.round(a), self.round(b));
+        let at = |i: usize| if i < LANES { a[i] as i16 } else { b[i - LANES] as i16 };
+        for (i, word) in to[..LANES].iter_mut().enumerate() {
+            *word = join(at(2 * i), at(2 * i + 1)).cast_unsigned();
+        }
     }
 
     #[inline(always)]
