@@ -11,7 +11,8 @@ use std::time::Instant;
 
 fn main() {
     for isa in Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-        let cpu = Cpu::new(CpuOptions { isa: Some(isa), threads: None }).expect("the instruction set is available");
+        let cpu =
+            Cpu::new(CpuOptions { isa: Some(isa), ..CpuOptions::default() }).expect("the instruction set is available");
         println!("{}", cpu.name());
         let mut kinds: BTreeMap<String, (usize, f64, String, f64)> = BTreeMap::new();
         for case in cases() {

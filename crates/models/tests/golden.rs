@@ -84,10 +84,43 @@ fn check<B: Backend>(backend: B, case: &str) {
     }
 }
 
+/// 8-bit weights: vectors keep their direction, logits are off by little beside the largest.
+fn check_int8(case: &str) {
+    let golden: Golden = serde_json::from_slice(&std::fs::read(folder(case).join("golden.json")).unwrap()).unwrap();
+    let longest = golden.sequences.iter().map(Vec::len).max().unwrap();
+    for isa in cpu::Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
+        let options = cpu::CpuOptions { isa: Some(isa), threads: Some(2), weights: cpu::CpuWeights::Int8 };
+        let model = load(&Arc::new(cpu::Cpu::new(options).unwrap()), case, longest);
+        let output = model.forward(&PackedBatch::new(&golden.sequences).unwrap()).unwrap();
+        let largest = golden.logits.iter().fold(0.0f32, |largest, x| largest.max(x.abs()));
+        for (i, row) in output.chunks_exact(model.output_columns()).enumerate() {
+            if row.len() == 1 {
+                let error = (row[0] - golden.logits[i]).abs() / largest;
+                assert!(error > 0.0 && error < 0.05, "{case}, {isa:?}: a logit is off by {error} of the largest");
+            } else {
+                let length = |x: &[f32]| x.iter().map(|x| x * x).sum::<f32>().sqrt();
+                let dot: f32 = row.iter().zip(&golden.vectors[i]).map(|(a, b)| a * b).sum();
+                let cosine = dot / length(row) / length(&golden.vectors[i]);
+                assert!((0.995..1.0 - 1e-6).contains(&cosine), "{case}, {isa:?}: cosine {cosine}");
+            }
+        }
+    }
+}
+
+#[test]
+fn int8_weights_keep_directions_and_logits() {
+    for case in ["qwen3-gqa-f32", "qwen3-mha-bf16", "qwen3-sharded-f16", "qwen3-bias-f32"] {
+        check_int8(case);
+    }
+    for case in ["modernbert-cls-w16-f32", "modernbert-mean-bf16", "modernbert-biases-f32"] {
+        check_int8(case);
+    }
+}
+
 fn check_all_backends(case: &str) {
     check(Reference, case);
     for isa in cpu::Isa::ALL.into_iter().filter(|isa| isa.is_available()) {
-        let options = cpu::CpuOptions { isa: Some(isa), threads: Some(2) };
+        let options = cpu::CpuOptions { isa: Some(isa), threads: Some(2), ..cpu::CpuOptions::default() };
         check(cpu::Cpu::new(options).unwrap(), case);
     }
 }

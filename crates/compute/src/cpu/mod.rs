@@ -33,7 +33,7 @@ pub use simd::Isa;
 use simd::Level;
 
 /// How the CPU is used.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuOptions {
     /// The instruction set; [`Isa::detect`] when `None`.
     pub isa: Option<Isa>,

@@ -4,25 +4,41 @@ use super::Failure;
 use crate::wiring::gpu::{self, GpuOptions};
 use nexus_compute::Backend;
 use nexus_compute::conformance::Precision;
-use nexus_compute::cpu::{Cpu, CpuOptions};
+use nexus_compute::cpu::{Cpu, CpuOptions, CpuWeights, Isa};
 use nexus_compute::cuda::{Cuda, Device};
 use std::sync::Arc;
 
 /// What `--device` names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Chosen {
-    Cpu,
+    Cpu(CpuOptions),
     /// A CUDA device, by the number that the driver gives it.
     Cuda(usize),
 }
 
-/// Parses `cpu` or `cuda:N`.
+/// Parses `cpu` or `cuda:N`. The CPU may be told how to compute: a number of threads, the name of an instruction set, and
+/// `int8` for the weights, in any order.
 pub(super) fn parse(value: &str) -> Result<Chosen, String> {
-    match (value, value.strip_prefix("cuda:").map(str::parse)) {
-        ("cpu", _) => Ok(Chosen::Cpu),
-        (_, Some(Ok(ordinal))) => Ok(Chosen::Cuda(ordinal)),
-        _ => Err("expected cpu, or cuda:N for a CUDA device".to_owned()),
+    let expected = || "expected cpu, cpu:1,avx2,int8 and the like, or cuda:N for a CUDA device".to_owned();
+    if let Some(ordinal) = value.strip_prefix("cuda:") {
+        return ordinal.parse().map(Chosen::Cuda).map_err(|_| expected());
     }
+    let words = match value.split_once(':') {
+        None if value == "cpu" => "",
+        Some(("cpu", words)) if !words.is_empty() => words,
+        _ => return Err(expected()),
+    };
+    let mut options = CpuOptions::default();
+    for word in words.split(',').filter(|_| !words.is_empty()) {
+        if word == "int8" {
+            options.weights = CpuWeights::Int8;
+        } else if let Some(isa) = Isa::ALL.into_iter().find(|isa| isa.name() == word) {
+            options.isa = Some(isa);
+        } else {
+            options.threads = Some(word.parse().ok().filter(|&threads| threads > 0).ok_or_else(expected)?);
+        }
+    }
+    Ok(Chosen::Cpu(options))
 }
 
 /// Work for a backend that is known only when the program runs.
@@ -38,7 +54,7 @@ pub(super) trait PairJob {
 /// Opens the device and does `job` on it.
 pub(super) fn with_backend(chosen: Chosen, job: impl Job) -> Result<(), Failure> {
     match chosen {
-        Chosen::Cpu => job.run(open_cpu()?),
+        Chosen::Cpu(options) => job.run(open_cpu(options)?),
         Chosen::Cuda(ordinal) => job.run(open_cuda(ordinal)?),
     }
 }
@@ -46,13 +62,13 @@ pub(super) fn with_backend(chosen: Chosen, job: impl Job) -> Result<(), Failure>
 /// Opens the device twice and does `job` on both.
 pub(super) fn with_two(chosen: Chosen, job: impl PairJob) -> Result<(), Failure> {
     match chosen {
-        Chosen::Cpu => job.run([open_cpu()?, open_cpu()?]),
+        Chosen::Cpu(options) => job.run([open_cpu(options)?, open_cpu(options)?]),
         Chosen::Cuda(ordinal) => job.run([open_cuda(ordinal)?, open_cuda(ordinal)?]),
     }
 }
 
-fn open_cpu() -> Result<Arc<Cpu>, Failure> {
-    Cpu::new(CpuOptions::default()).map(Arc::new).map_err(|error| Failure::Run(format!("cpu: {error}")))
+fn open_cpu(options: CpuOptions) -> Result<Arc<Cpu>, Failure> {
+    Cpu::new(options).map(Arc::new).map_err(|error| Failure::Run(format!("cpu: {error}")))
 }
 
 /// A CUDA device as it serves by default. Kernels are compiled anew: how long that takes is part of what is looked at.
@@ -76,9 +92,11 @@ mod tests {
 
     #[test]
     fn devices_by_name() {
-        assert_eq!(parse("cpu"), Ok(Chosen::Cpu));
+        assert_eq!(parse("cpu"), Ok(Chosen::Cpu(CpuOptions::default())));
+        let told = CpuOptions { isa: Some(Isa::Portable), threads: Some(3), weights: CpuWeights::Int8 };
+        assert_eq!(parse("cpu:int8,3,portable"), Ok(Chosen::Cpu(told)));
         assert_eq!(parse("cuda:3"), Ok(Chosen::Cuda(3)));
-        for wrong in ["", "cuda", "cuda:", "cuda:-1", "cuda:0,1", "gpu"] {
+        for wrong in ["", "cuda", "cuda:", "cuda:-1", "cuda:0,1", "gpu", "cpu:", "cpu:0", "cpu:int4", "cpu:1,,int8"] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
         }
     }

@@ -15,7 +15,9 @@ mod npy;
 mod replicas;
 mod run;
 mod search;
+mod stages;
 mod time;
+mod timed;
 
 use super::Failure;
 use clap::{Args, Subcommand};
@@ -26,7 +28,7 @@ use std::path::{Path, PathBuf};
 #[derive(Args, Debug)]
 pub(super) struct BenchArgs {
     /// Device to run on
-    #[arg(long, global = true, value_name = "cpu|cuda:N", default_value = "cpu", value_parser = device::parse)]
+    #[arg(long, global = true, value_name = "cpu[:N,ISA,int8]|cuda:N", default_value = "cpu", value_parser = device::parse)]
     device: device::Chosen,
     #[command(subcommand)]
     command: Command,
@@ -65,6 +67,21 @@ enum Command {
         /// Measured repetitions of each load, after two that warm up
         #[arg(long, value_name = "N", default_value = "10")]
         repetitions: NonZeroUsize,
+        /// Measure a load once for each line of standard input, which names it, after a run of each that warms up
+        #[arg(long)]
+        on_request: bool,
+    },
+    /// How long each kind of operation takes in a model; prints a line of JSON for each load
+    Stages {
+        /// Folder with config.json and weights
+        #[arg(value_name = "MODEL_FOLDER")]
+        model: PathBuf,
+        /// As for `time`
+        #[arg(long, value_name = "FILE")]
+        tokens: PathBuf,
+        /// Repetitions of each load, after one that warms up
+        #[arg(long, value_name = "N", default_value = "3")]
+        repetitions: NonZeroUsize,
     },
     /// Two replicas on the device, one of which fails while clients wait: whether all answers come, and are right
     Replicas {
@@ -102,8 +119,12 @@ pub(super) fn run(args: &BenchArgs) -> Result<(), Failure> {
         Command::Conformance => device::with_backend(args.device, conformance::Conformance),
         Command::Golden { folders } => device::with_backend(args.device, golden::Golden { folders }),
         Command::Run { model, tokens, out } => device::with_backend(args.device, run::Run { model, tokens, out }),
-        Command::Time { model, tokens, repetitions } => {
-            device::with_backend(args.device, time::Time { model, tokens, repetitions: repetitions.get() })
+        Command::Time { model, tokens, repetitions, on_request } => {
+            let repetitions = (!on_request).then_some(repetitions.get());
+            device::with_backend(args.device, time::Time { model, tokens, repetitions })
+        }
+        Command::Stages { model, tokens, repetitions } => {
+            device::with_backend(args.device, stages::Stages { model, tokens, repetitions: repetitions.get() })
         }
         Command::Replicas { retriever, reranker, passes } => {
             device::with_two(args.device, replicas::Replicas { retriever, reranker, passes: *passes })

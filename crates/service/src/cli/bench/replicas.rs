@@ -263,7 +263,7 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::device::{Chosen, with_two};
+    use super::super::device::{parse, with_two};
     use super::*;
 
     type Break = fn(&mut Seen);
@@ -285,7 +285,7 @@ mod tests {
         let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models");
         let (retriever, reranker) = (models.join("embedder"), models.join("reranker"));
         let job = Replicas { retriever: &retriever, reranker: &reranker, passes: 3 };
-        with_two(Chosen::Cpu, job).unwrap();
+        with_two(parse("cpu").unwrap(), job).unwrap();
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(super) fn parse_dtype(value: &str) -> Result<Dtype, String> {
 pub(super) fn run(chosen: Chosen, search: Search) -> Result<(), Failure> {
     // First: whether there is a device is known before gigabytes are made.
     let cuda = match chosen {
-        Chosen::Cpu => None,
+        Chosen::Cpu(_) => None,
         Chosen::Cuda(ordinal) => Some(device::open_cuda(ordinal)?),
     };
     let matrix = Matrix::random(search)?;
