@@ -43,7 +43,7 @@ def main():
     serving.write_tokenizer(config, folder)
     serving.write_tokenizer(tiny, weights.make(tiny, work / RERANKER, "cpu"))
     size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    for packed in folder.glob("nexus-packed-*"):
+    for packed in folder.glob(".nexus-packed-*"):
         packed.unlink()
 
     texts = [" ".join(f"w{numpy.random.default_rng(n).integers(3, 100_000)}" for n in range(count - 1))
@@ -85,7 +85,7 @@ def serve(binary, work, start, texts, size):
               f"{before / 1e9:.2f} GB then, {peak / 1e9:.2f} GB after the texts, {(peak - size) / 1e9:+.2f} GB over the "
               f"weights; {rates}", flush=True)  # fmt: skip
         began = time.perf_counter()
-        while not list(folder.glob("nexus-packed-*.bin")):
+        while not list(folder.glob(".nexus-packed-*.bin")):
             if time.perf_counter() - began > PACKED_S_MAX:
                 raise SystemExit("the packed weights were not written")
             time.sleep(0.1)

@@ -40,7 +40,7 @@ fn main() {
         Cpu::new(CpuOptions { isa, threads, ..CpuOptions::default() }).expect("this machine has the instruction set");
     let threads = threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
     ALONE.store(threads == 1, Relaxed);
-    let peak = peak_gflops(isa.unwrap_or_else(Isa::detect), threads);
+    let peak = peak_gflops(isa.unwrap_or_else(|| Isa::detect(CpuWeights::Stored)), threads);
     println!("{}: peak {peak:.0} GFLOP/s (multiply-adds in registers, measured)", cpu.name());
     let int8 = Cpu::new(CpuOptions { isa, threads: Some(threads), weights: CpuWeights::Int8 }).expect("as before");
     rows(&cpu);

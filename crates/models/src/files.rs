@@ -120,7 +120,9 @@ impl ModelFiles {
             let end = range.end.min(map.len());
             // A wish, and only that.
             #[cfg(unix)]
-            let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, end.saturating_sub(range.start));
+            if range.start < end {
+                let _ = map.advise_range(memmap2::Advice::WillNeed, range.start, end - range.start);
+            }
         }
     }
 

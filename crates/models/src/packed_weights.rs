@@ -134,8 +134,9 @@ impl fmt::Debug for PackedWeights {
     }
 }
 
-/// Files beside a model that are this module's. They are no part of the model.
-const FILE_PREFIX: &str = "nexus-packed-";
+/// Files beside a model that are this module's. A dot is what they begin with, so that nobody takes them for a part of the
+/// model: downloads, digests and progress leave out what begins with one.
+const FILE_PREFIX: &str = ".nexus-packed-";
 const FILE_SUFFIX: &str = ".bin";
 
 fn hexadecimal(digest: &[u8; 32]) -> String {

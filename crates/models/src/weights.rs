@@ -36,6 +36,8 @@ pub struct Weights<'a> {
     bytes_taken: Cell<u64>,
     progress: &'a dyn Fn(u64, u64),
     packed_weights: Option<&'a PackedWeights>,
+    /// How far the bytes of each file were asked for.
+    asked: RefCell<BTreeMap<String, usize>>,
 }
 
 /// The tensors of one file by name.
@@ -74,8 +76,18 @@ impl<'a> Weights<'a> {
             shards.insert(SINGLE.to_owned(), OnceCell::new());
         }
         let (taken, bytes_taken) = Default::default();
-        let weights =
-            Self { files, index, bytes_total, shards, prefix: "", taken, bytes_taken, progress, packed_weights: None };
+        let weights = Self {
+            files,
+            index,
+            bytes_total,
+            shards,
+            prefix: "",
+            taken,
+            bytes_taken,
+            progress,
+            packed_weights: None,
+            asked: RefCell::default(),
+        };
         if !files.may_arrive() {
             weights.check_headers()?;
         }
@@ -158,6 +170,22 @@ impl<'a> Weights<'a> {
         }
     }
 
+    /// Asks for what will be taken soon. A model's tensors lie in its file in about the order in which they are taken.
+    fn read_ahead(&self, shard: &str, range: &Range<usize>) {
+        // What comes from a packed file is not read here.
+        if !self.packed_weights.is_none_or(PackedWeights::collects) {
+            return;
+        }
+        let mut asked = self.asked.borrow_mut();
+        let asked = asked.entry(shard.to_owned()).or_insert(0);
+        // Asking costs a look at each page: not for every tensor.
+        if range.end + AHEAD_BYTES / 2 > *asked {
+            let end = range.end + AHEAD_BYTES;
+            self.files.will_read(shard, range.start.max(*asked)..end);
+            *asked = end;
+        }
+    }
+
     /// The bytes of these tensors are in a device's hands now.
     fn was_read(&self, names: &[&str]) {
         for name in names {
@@ -200,11 +228,7 @@ impl<'a> Weights<'a> {
             .and_then(|bytes| bytes.get(entry.range.clone()))
             .and_then(|bytes| TensorView::new(dtype, &entry.shape, bytes))
             .ok_or_else(|| LoadError::malformed(file(), format!("tensor {name} reaches beyond the end of the file")))?;
-        // A model's tensors lie in its file in about the order in which they are taken. What comes from a packed file
-        // is not read here.
-        if self.packed_weights.is_none_or(PackedWeights::collects) {
-            self.files.will_read(shard, entry.range.start..entry.range.end + AHEAD_BYTES);
-        }
+        self.read_ahead(shard, &entry.range);
         if self.taken.borrow_mut().insert(name.to_owned()) {
             self.bytes_taken.set(self.bytes_taken.get() + view.bytes().len() as u64);
             (self.progress)(self.bytes_taken.get(), self.bytes_total());

@@ -79,8 +79,11 @@ fn bytes_of_files(folder: &Path) -> io::Result<u64> {
     for entry in folder.read_dir()? {
         // Through links: model folders of download tools are full of them. One that leads nowhere has no size, and
         // whoever needs the file will say so.
-        if let Ok(metadata) = entry?.path().metadata()
+        // What begins with a dot is other tools', or weights that were packed.
+        let entry = entry?;
+        if let Ok(metadata) = entry.path().metadata()
             && metadata.is_file()
+            && !entry.file_name().as_encoded_bytes().starts_with(b".")
         {
             bytes += metadata.len();
         }

@@ -119,7 +119,7 @@ pub struct Tensor {
 impl Cpu {
     /// Starts the backend; fails when the CPU lacks the instruction set that is asked for, or threads can not be had.
     pub fn new(options: CpuOptions) -> Result<Self> {
-        let isa = options.isa.unwrap_or_else(Isa::detect);
+        let isa = options.isa.unwrap_or_else(|| Isa::detect(options.weights));
         let level = Level::new(isa).ok_or_else(|| {
             let (asked, available) = (isa.name(), Isa::available_names().join(", "));
             ComputeError::Device(format!("it has no {asked} instructions; available here: {available}"))

@@ -59,7 +59,7 @@ pub(super) fn open(settings: &EngineSettings, kernel_cache: Option<PathBuf>) -> 
         };
         let cpu = Cpu::new(CpuOptions { isa, threads, weights: settings.cpu_weights.0 })
             .map_err(|e| format!("the CPU can not be used: {e}"))?;
-        if let Some(better) = Isa::unproven().filter(|_| isa.is_none()) {
+        if let Some(better) = Isa::unproven(settings.cpu_weights.0).filter(|_| isa.is_none()) {
             let (name, better) = (cpu.name(), better.name());
             tracing::info!("{name}: it has {better}, too, which is not proven yet; NEXUS_CPU_ISA={better} takes it");
         }

@@ -114,7 +114,8 @@ pub(super) fn digests_of(
     move || Ok(Digests { model: memo.digest_files(&model)?, tokenizer: memo.digest_files(&tokenizer)? })
 }
 
-/// Names, sizes and times of what is in a folder.
+/// Names, sizes and times of what is in a folder, without what begins with a dot: packed weights are written beside a model
+/// while others load it.
 fn file_states(folder: &Path) -> io::Result<BTreeMap<OsString, (u64, SystemTime)>> {
     let state = |entry: io::Result<DirEntry>| {
         let entry = entry?;
@@ -122,7 +123,10 @@ fn file_states(folder: &Path) -> io::Result<BTreeMap<OsString, (u64, SystemTime)
         let metadata = std::fs::metadata(entry.path())?;
         Ok((entry.file_name(), (metadata.len(), metadata.modified()?)))
     };
-    std::fs::read_dir(folder)?.map(state).collect()
+    let is_model = |entry: &io::Result<DirEntry>| {
+        !entry.as_ref().is_ok_and(|entry| entry.file_name().as_encoded_bytes().starts_with(b"."))
+    };
+    std::fs::read_dir(folder)?.filter(is_model).map(state).collect()
 }
 
 fn digest_memo(settings: &Settings) -> DigestMemo {

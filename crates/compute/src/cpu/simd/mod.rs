@@ -17,6 +17,7 @@ mod avx512;
 pub(crate) mod math;
 mod portable;
 
+use super::CpuWeights;
 use portable::Portable;
 
 /// An instruction set for which the kernels are compiled.
@@ -39,20 +40,23 @@ impl Isa {
         Level::new(self).is_some()
     }
 
-    /// Whether a real CPU has passed the conformance cases with it. What has not is taken only where it is asked for.
-    const fn is_proven(self) -> bool {
-        !matches!(self, Self::Avx512)
+    /// Whether a real CPU has passed the conformance cases with it, for weights held like that. What has not is taken only
+    /// where it is asked for.
+    const fn is_proven(self, weights: CpuWeights) -> bool {
+        // Products of integers with AVX-512 have only been compiled so far.
+        !matches!((self, weights), (Self::Avx512, CpuWeights::Int8))
     }
 
     /// The fastest that this machine can run, of those that are proven.
-    pub fn detect() -> Self {
-        Self::ALL.into_iter().find(|isa| isa.is_proven() && isa.is_available()).unwrap_or(Self::Portable)
+    pub fn detect(weights: CpuWeights) -> Self {
+        let proven = |isa: &Self| isa.is_proven(weights) && isa.is_available();
+        Self::ALL.into_iter().find(proven).unwrap_or(Self::Portable)
     }
 
     /// One that this machine can run and that is faster than [`Isa::detect`], but was never proven.
-    pub fn unproven() -> Option<Self> {
-        let faster = Self::ALL.into_iter().take_while(|isa| *isa != Self::detect());
-        faster.filter(|isa| !isa.is_proven()).find(|isa| isa.is_available())
+    pub fn unproven(weights: CpuWeights) -> Option<Self> {
+        let faster = Self::ALL.into_iter().take_while(|isa| *isa != Self::detect(weights));
+        faster.filter(|isa| !isa.is_proven(weights)).find(|isa| isa.is_available())
     }
 
     /// The names of all that this machine can run.

@@ -1,9 +1,19 @@
 //! The vector functions against f64, on every instruction set of this machine.
 
-use super::{Isa, Kernel, Level, Simd, math};
+use super::{CpuWeights, Isa, Kernel, Level, Simd, math};
 
 fn levels() -> impl Iterator<Item = (Isa, Level)> {
     Isa::ALL.into_iter().filter_map(|isa| Level::new(isa).map(|level| (isa, level)))
+}
+
+#[test]
+fn what_no_real_cpu_has_proven_is_not_chosen() {
+    for weights in [CpuWeights::Stored, CpuWeights::Int8] {
+        let chosen = Isa::detect(weights);
+        assert!(chosen.is_available() && chosen.is_proven(weights));
+        assert!(Isa::unproven(weights).is_none_or(|isa| isa.is_available() && !isa.is_proven(weights)));
+    }
+    assert_ne!(Isa::detect(CpuWeights::Int8), Isa::Avx512);
 }
 
 #[derive(Clone, Copy)]

@@ -19,7 +19,7 @@ pub(super) enum Chosen {
 /// Parses `cpu` or `cuda:N`. The CPU may be told how to compute: a number of threads, the name of an instruction set, and
 /// `int8` for the weights, in any order.
 pub(super) fn parse(value: &str) -> Result<Chosen, String> {
-    let expected = || "expected cpu, cpu:1,avx2,int8 and the like, or cuda:N for a CUDA device".to_owned();
+    let expected = || "cpu, cpu:1,avx2,int8 and the like, or cuda:N for a CUDA device".to_owned();
     if let Some(ordinal) = value.strip_prefix("cuda:") {
         return ordinal.parse().map(Chosen::Cuda).map_err(|_| expected());
     }
