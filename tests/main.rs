@@ -13,6 +13,7 @@ mod errors;
 mod health;
 #[cfg(feature = "hub")]
 mod hub_server;
+mod keys;
 mod lifecycle;
 mod map;
 #[cfg(feature = "hub")]

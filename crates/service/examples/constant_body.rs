@@ -56,6 +56,7 @@ async fn serve(body: Bytes, port: u16) -> Result<(), Box<dyn Error>> {
         targets: Arc::default(),
         device_sets: Arc::default(),
         admin: None,
+        keys: None,
     };
     let posted = body.clone();
     let route = get(async move || answer(&body)).post(async move |_read: Bytes| answer(&posted));

@@ -9,6 +9,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod api_keys;
 mod builtin;
 pub mod cli;
 pub mod device_sets;

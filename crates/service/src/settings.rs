@@ -10,7 +10,8 @@ mod values;
 
 pub(crate) use values::is_bucket_name;
 pub use values::{
-    Bytes, CacheDtype, CacheKind, CpuIsa, CpuWeightsSetting, Device, LogLevel, ModelSource, PackedFile, Toggle,
+    ApiKeyList, Bytes, CacheDtype, CacheKind, CpuIsa, CpuWeightsSetting, Device, LogLevel, ModelSource, PackedFile,
+    Toggle,
 };
 
 use clap::Args;
@@ -273,6 +274,15 @@ pub struct HttpSettings {
     /// Token that `POST /admin/reload` asks for (`Authorization: Bearer`); unset, there is no such endpoint
     #[arg(long, env = "NEXUS_ADMIN_TOKEN", value_name = "TOKEN", hide_env_values = true, value_parser = values::token)]
     pub admin_token: Option<String>,
+
+    /// Clients that may ask, as `name:digest` with commas between; all others are answered 401. A digest is the SHA-256 of a
+    /// key; `nexus key NAME` makes both. Unset, as the file: everybody may
+    #[arg(long, env = "NEXUS_API_KEYS", value_name = "NAME:DIGEST,…", hide_env_values = true, value_parser = values::api_keys)]
+    pub api_keys: Option<ApiKeyList>,
+
+    /// File of such clients, one a line, which is read again when it changes
+    #[arg(long, env = "NEXUS_API_KEYS_FILE", value_name = "FILE")]
+    pub api_keys_file: Option<PathBuf>,
 
     /// Time for one request, body included; beyond it, 504
     #[arg(long, env = "NEXUS_REQUEST_TIMEOUT_MS", value_name = "MS", default_value = "120000", value_parser = values::milliseconds)]

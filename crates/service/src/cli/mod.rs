@@ -7,6 +7,7 @@ mod bench;
 #[cfg(feature = "aws")]
 mod cache;
 mod health;
+mod key;
 mod map;
 mod openapi;
 mod parse;
@@ -49,6 +50,8 @@ enum Command {
     Pull(Box<pull::PullArgs>),
     /// Ask a running service whether it lives, or is ready
     Health(health::HealthArgs),
+    /// Make an API key
+    Key(key::KeyArgs),
     /// Create, look at or purge the DynamoDB table of embeddings
     #[cfg(feature = "aws")]
     Cache(cache::CacheArgs),
@@ -77,6 +80,7 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
         Command::Map(args) => map::run(&args),
         Command::Pull(args) => pull::run(&args),
         Command::Health(args) => health::run(&args),
+        Command::Key(args) => key::run(&args),
         #[cfg(feature = "aws")]
         Command::Cache(args) => cache::run(&args),
         #[cfg(feature = "bench")]

@@ -69,7 +69,12 @@ fn one_line(command: &clap::Command, args: &[OsString], error: &clap::Error) -> 
             (None, Some(ContextValue::Strings(choices))) => choices.join(", "),
             (None, _) => "another value; see nexus --help".to_owned(),
         };
-        return format!("{name}={value:?}: expected {expected}");
+        // Secrets are not quoted.
+        return if is_secret(command, arg) {
+            format!("{name}: expected {expected}")
+        } else {
+            format!("{name}={value:?}: expected {expected}")
+        };
     }
     let rendered = error.render().to_string();
     let first = rendered.lines().next().unwrap_or_default();
@@ -80,15 +85,23 @@ fn one_line(command: &clap::Command, args: &[OsString], error: &clap::Error) -> 
     format!("{first}{space}{}; see nexus --help", more.join(" "))
 }
 
+/// The argument that clap calls `shown` (`--port <PORT>`).
+fn argument<'a>(command: &'a clap::Command, shown: &str) -> Option<&'a Arg> {
+    let flag = shown.split_whitespace().next()?.strip_prefix("--")?;
+    arguments(command).into_iter().find(|arg| arg.get_long() == Some(flag))
+}
+
+fn is_secret(command: &clap::Command, shown: &str) -> bool {
+    argument(command, shown).is_some_and(Arg::is_hide_env_values_set)
+}
+
 /// What the user wrote to set the argument that clap calls `shown` (`--port <PORT>`): the variable or the flag.
 fn source_of(command: &clap::Command, args: &[OsString], shown: &str, value: &str) -> String {
     let flag = shown.split_whitespace().next().unwrap_or(shown);
     let given = args.iter().any(|arg| {
         arg.to_str().is_some_and(|arg| arg == flag || arg.strip_prefix(flag).is_some_and(|rest| rest.starts_with('=')))
     });
-    let variable = arguments(command)
-        .into_iter()
-        .find(|arg| arg.get_long().is_some_and(|long| flag.strip_prefix("--") == Some(long)))
+    let variable = argument(command, shown)
         .and_then(Arg::get_env)
         .and_then(|name| name.to_str())
         .filter(|name| !given && env::var(name).is_ok_and(|set| set == value));

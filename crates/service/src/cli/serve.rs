@@ -1,6 +1,7 @@
 //! `nexus serve`: bind, start loading, answer, and end in order.
 
 use super::{Failure, ServeArgs, ready};
+use crate::api_keys::ApiKeys;
 use crate::device_sets::DeviceSets;
 use crate::http::{self, Admin, App, Budget, Limits, Resident, server};
 use crate::settings::ListenSettings;
@@ -37,6 +38,15 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let hangups = Hangups::register().map_err(unwatched)?;
     // The port comes first: /health answers while models load, and a taken port is known before any work is done.
     let listener = bind(&http.listen).await?;
+    let settled = http.api_keys.as_ref().map_or(&[][..], |list| &list.0);
+    let keys = ApiKeys::open(settled, http.api_keys_file.as_deref()).map_err(Failure::Usage)?.map(Arc::new);
+    if keys.is_none() && listener.local_addr().is_ok_and(|address| !address.ip().to_canonical().is_loopback()) {
+        tracing::warn!(
+            "NEXUS_HOST={} may be reached from other machines, and whoever reaches it may ask; NEXUS_API_KEYS or \
+             NEXUS_API_KEYS_FILE says who may",
+            http.listen.host
+        );
+    }
     if settings.models.serves_built_in() {
         tracing::info!("MODEL_BUCKET is unset: serving the small built-in models");
     }
@@ -56,6 +66,7 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
         bodies: Budget::new(http.bodies_bytes_max.as_usize()),
         targets,
         device_sets,
+        keys: keys.clone(),
         admin: http.admin_token.as_deref().map(|token| Admin::new(token, running.reloader().clone())),
     };
     announce(&listener)?;
@@ -79,6 +90,12 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
         ready::watch(&running.models).await;
         std::future::pending::<()>().await;
     };
+    let watching_keys = async {
+        match &keys {
+            Some(keys) => keys.watch().await,
+            None => std::future::pending().await,
+        }
+    };
     let ended = tokio::select! {
         () = serving => {
             tracing::info!("stopped");
@@ -87,6 +104,7 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
         failure = signalled => Err(failure),
         failure = fail(running.models.replicas.ended(), &stop, FAILURE_GRACE) => Err(failure),
         () = watching => Ok(()),
+        () = watching_keys => Ok(()),
         never = reload_on(hangups, running.reloader()) => match never {},
         never = stats.report(&running, &reported) => match never {},
     };

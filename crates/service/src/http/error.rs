@@ -204,6 +204,9 @@ struct Problems {
 #[derive(IntoResponses)]
 #[allow(dead_code, reason = "for the specification")]
 pub(super) enum BodyRefusals {
+    /// The service asks for API keys, and none came with the request, or a wrong one.
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "`Bearer`")))]
+    Unauthorized(ErrorDetail),
     /// The body is too large.
     #[response(status = 413)]
     TooLarge(ErrorDetail),

@@ -2,9 +2,10 @@
 //!
 //! Handlers read a body, check it, call the engine or `nexus-vectors`, and write the answer; nothing is computed here.
 //!
-//! Deliberately absent: TLS, authentication (but for `admin`), metrics.
+//! Deliberately absent: TLS, metrics, limits for each client.
 
 mod admin;
+mod bearer;
 mod body;
 mod budget;
 mod coding;
@@ -13,6 +14,7 @@ mod embed;
 mod error;
 mod health;
 mod ingest;
+mod keys;
 mod observe;
 mod openapi;
 mod parts;
@@ -31,6 +33,7 @@ pub use budget::Budget;
 pub use openapi::document as openapi_document;
 pub use targets::Resident;
 
+use crate::api_keys::ApiKeys;
 use crate::device_sets::DeviceSets;
 use crate::settings::HttpSettings;
 use crate::shutdown::Lifecycle;
@@ -65,6 +68,8 @@ pub struct App {
     pub device_sets: Arc<DeviceSets>,
     /// Who may reload the models; nobody where there is no token.
     pub admin: Option<Admin>,
+    /// Who may ask for anything else; everybody where there are no keys.
+    pub keys: Option<Arc<ApiKeys>>,
 }
 
 /// What a request may ask for.
@@ -116,7 +121,8 @@ pub fn router(app: Arc<App>) -> Router {
         .merge(docs::routes())
         .fallback(async || ApiError::refused(StatusCode::NOT_FOUND, "Not Found"))
         .method_not_allowed_fallback(async || ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"))
-        .with_state(Arc::clone(&app));
+        .with_state(Arc::clone(&app))
+        .layer(middleware::from_fn_with_state(Arc::clone(&app), keys::ask));
     observed(routes, app)
 }
 

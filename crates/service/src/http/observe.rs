@@ -30,6 +30,7 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
         id = id.to_str().unwrap_or_default(),
         method = %request.method(),
         path = request.uri().path(),
+        client = tracing::field::Empty,
     );
     let end = End::new(&request, span.clone());
     let probe = end.probe;

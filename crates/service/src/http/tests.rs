@@ -3,6 +3,7 @@
 mod compact;
 mod fakes;
 mod hits;
+mod keys;
 mod refusals;
 mod shape;
 mod target_sets;
@@ -50,6 +51,7 @@ fn app(models: Models) -> Arc<App> {
         targets: Arc::default(),
         device_sets: Arc::default(),
         admin: None,
+        keys: None,
     })
 }
 

@@ -1,5 +1,6 @@
 //! The types of settings: what is allowed, and how a refusal reads. Every message says what would be right.
 
+use crate::api_keys::{self, ApiKey};
 use nexus_compute::cpu::{CpuWeights, Isa};
 use std::fmt;
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -377,6 +378,15 @@ pub(super) fn hub_name(_name: &str) -> Result<(), String> {
 /// A secret; the space around it, as files and consoles add it, is no part of it.
 pub(super) fn token(s: &str) -> Result<String, String> {
     if s.trim().is_empty() { Err("more than blanks, or nothing at all".to_owned()) } else { Ok(s.trim().to_owned()) }
+}
+
+/// Clients and the digests of their keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiKeyList(pub Vec<ApiKey>);
+
+/// A list of clients. What is wrong is not quoted: it may be a key.
+pub(super) fn api_keys(s: &str) -> Result<ApiKeyList, String> {
+    api_keys::parse_list(s).map(ApiKeyList)
 }
 
 pub(super) fn non_empty(s: &str) -> Result<String, String> {
