@@ -1,6 +1,7 @@
 //! `/api/v1/embed` and `/api/v1/embed/batch`: texts to vectors.
 
 use super::error::{ApiError, BodyRefusals, ModelRefusals, Problem, Step};
+use super::observe::Timing;
 use super::parts::Writer;
 use super::validate::{Fields, Problems};
 use super::{App, body, revision};
@@ -101,6 +102,7 @@ pub(super) struct EmbedBatchResponse {
     path = "/api/v1/embed",
     tag = "controls",
     operation_id = "embed",
+    params(Timing),
     request_body = EmbedRequest,
     responses(
         (
@@ -126,6 +128,7 @@ pub(super) async fn single(State(app): State<Arc<App>>, request: Request) -> Res
     path = "/api/v1/embed/batch",
     tag = "controls",
     operation_id = "embed_batch",
+    params(Timing),
     request_body = EmbedBatchRequest,
     responses(
         (

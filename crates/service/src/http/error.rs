@@ -204,6 +204,9 @@ struct Problems {
 #[derive(IntoResponses)]
 #[allow(dead_code, reason = "for the specification")]
 pub(super) enum BodyRefusals {
+    /// The body can not be decoded, or a header makes no sense.
+    #[response(status = 400)]
+    Malformed(ErrorDetail),
     /// The service asks for API keys, and none came with the request, or a wrong one.
     #[response(status = 401, headers(("WWW-Authenticate" = String, description = "`Bearer`")))]
     Unauthorized(ErrorDetail),

@@ -12,10 +12,13 @@ use std::hash::BuildHasher as _;
 use std::panic::AssertUnwindSafe;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tracing::{Instrument as _, Span};
+use utoipa::IntoParams;
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+const REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeout-ms");
 
 /// Ids of clients beyond this length are replaced.
 const REQUEST_ID_BYTES_MAX: usize = 128;
@@ -35,9 +38,17 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     let end = End::new(&request, span.clone());
     let probe = end.probe;
     let is_reload = app.admin.is_some() && request.uri().path() == admin::PATH;
-    let time_max = if is_reload { admin::TIME_MAX } else { app.limits.request_timeout };
+    let bound = if is_reload { admin::TIME_MAX } else { app.limits.request_timeout };
+    let asked = timeout_asked(&request);
+    let time_max = asked.as_ref().map_or(bound, |&asked| asked.unwrap_or(bound).min(bound));
 
-    let answer = AssertUnwindSafe(next.run(request)).catch_unwind();
+    let answer = async {
+        match asked {
+            Ok(_) => next.run(request).await,
+            Err(refusal) => refusal.into_response(),
+        }
+    };
+    let answer = AssertUnwindSafe(answer).catch_unwind();
     let mut response = match tokio::time::timeout(time_max, answer).instrument(span).await {
         Ok(Ok(response)) => response,
         // The panic hook has logged it.
@@ -58,6 +69,29 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     end.answered(response.status());
     drop(in_flight);
     response
+}
+
+/// How long a request may take.
+#[derive(IntoParams)]
+#[into_params(parameter_in = Header)]
+#[allow(dead_code, reason = "for the specification")]
+pub(super) struct Timing {
+    /// Milliseconds for this request, fewer than the service gives it; beyond them the answer is 504.
+    #[param(rename = "X-Request-Timeout-Ms", minimum = 1)]
+    timeout_ms: Option<u64>,
+}
+
+/// The time that the client gives the request, if it says so. It shortens the service's own, and never lengthens it.
+fn timeout_asked(request: &Request) -> Result<Option<Duration>, ApiError> {
+    let Some(value) = request.headers().get(REQUEST_TIMEOUT_MS) else { return Ok(None) };
+    let ms = value.to_str().ok().and_then(|value| value.trim().parse::<u64>().ok()).filter(|&ms| ms > 0);
+    match ms {
+        Some(ms) => Ok(Some(Duration::from_millis(ms))),
+        None => Err(ApiError::refused(
+            StatusCode::BAD_REQUEST,
+            "X-Request-Timeout-Ms: expected a whole number of milliseconds, at least 1",
+        )),
+    }
 }
 
 /// The client's id if it is sane, else a new one.

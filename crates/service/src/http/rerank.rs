@@ -1,6 +1,7 @@
 //! `/api/v1/rerank`: candidates, read together with the source, best first.
 
 use super::error::{ApiError, BodyRefusals, ModelRefusals, Step};
+use super::observe::Timing;
 use super::validate::{Fields, Problems};
 use super::{App, body, revision};
 use axum::Json;
@@ -68,6 +69,7 @@ pub(super) struct Ranking {
     path = "/api/v1/rerank",
     tag = "controls",
     operation_id = "rerank",
+    params(Timing),
     request_body = RerankRequest,
     responses(
         (

@@ -3,6 +3,7 @@
 use super::budget::Share;
 use super::error::{ApiError, BodyRefusals, Problem, Step};
 use super::ingest::{LIMITS, Opened, Sink, ingest};
+use super::observe::Timing;
 use super::{App, body};
 use crate::device_sets::DeviceSets;
 use axum::Json;
@@ -119,6 +120,7 @@ pub(super) struct Candidate {
     path = "/api/v1/retrieve",
     tag = "controls",
     operation_id = "retrieve",
+    params(Timing),
     request_body(content((RetrieveBody = "application/json"), (Vec<u8> = "application/octet-stream"))),
     responses(
         (status = 200, description = "The nearest targets, best first.", body = RetrieveAnswer),

@@ -261,6 +261,28 @@ async fn failures_of_the_engine() {
 }
 
 #[tokio::test]
+async fn a_client_may_give_a_request_less_time_and_never_more() {
+    let app = ready();
+    let ask = async |ms: &str, text: &str| {
+        let body = json!({ "control_id": "A", "text": text }).to_string();
+        let request = Request::post("/api/v1/embed").header("content-type", "application/json");
+        let request = request.header("x-request-timeout-ms", ms).body(Body::from(body)).expect("a request");
+        send(&app, request).await
+    };
+    for (ms, detail) in [("20", "no answer within 20 ms"), ("60000", "no answer within 500 ms")] {
+        let answer = ask(ms, "hang").await;
+        assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT);
+        assert_eq!(answer.json(), json!({ "detail": detail }));
+    }
+    for wrong in ["0", "-1", "1.5", "soon", ""] {
+        let answer = ask(wrong, "x").await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{wrong:?}");
+        assert!(answer.text.contains("X-Request-Timeout-Ms"), "{}", answer.text);
+    }
+    assert_eq!(ask("18446744073709551615", "x").await.status, StatusCode::OK);
+}
+
+#[tokio::test]
 async fn models_that_are_not_there() {
     let app = app(Models::default());
     app.models.reranker.failed("/m/model.safetensors: truncated".to_owned());
