@@ -11,7 +11,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// How often the file is looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -104,8 +104,15 @@ fn parse_file(text: &str) -> Result<Vec<ApiKey>, String> {
 #[derive(Debug)]
 pub struct ApiKeys {
     settled: Vec<ApiKey>,
-    file: Option<PathBuf>,
+    file: Option<KeyFile>,
     of_file: RwLock<Vec<ApiKey>>,
+}
+
+/// A file, and what it held when it was opened: a change before the watch begins is a change too.
+#[derive(Debug)]
+struct KeyFile {
+    path: PathBuf,
+    opened: KeyDigest,
 }
 
 impl ApiKeys {
@@ -118,9 +125,16 @@ impl ApiKeys {
         if settled.is_empty() && file.is_none() {
             return Ok(None);
         }
-        let of_file = file.map_or_else(|| Ok(Vec::new()), read)?;
-        let (settled, file) = (settled.to_vec(), file.map(Path::to_owned));
-        Ok(Some(Self { settled, file, of_file: RwLock::new(of_file) }))
+        let (file, of_file) = match file {
+            Some(path) => {
+                let text = read(path)?;
+                let (path, opened) = (path.to_owned(), digest_of(text.as_bytes()));
+                let keys = parse_file(&text).map_err(|error| of(&path, &error))?;
+                (Some(KeyFile { path, opened }), keys)
+            }
+            None => (None, Vec::new()),
+        };
+        Ok(Some(Self { settled: settled.to_vec(), file, of_file: RwLock::new(of_file) }))
     }
 
     /// Whose key has this digest. Every key is compared, so that it takes as long for each.
@@ -142,15 +156,17 @@ impl ApiKeys {
 
     async fn watch_every(&self, pause: Duration) {
         let Some(file) = &self.file else { return std::future::pending().await };
-        let mut seen = state(file);
+        // The whole file is compared, which is small: its time and length may stay when its text does not.
+        let mut seen = Ok(file.opened);
         loop {
             tokio::time::sleep(pause).await;
-            let now = state(file);
+            let text = read(&file.path);
+            let now = text.as_deref().map(|text| digest_of(text.as_bytes())).map_err(|_| ());
             if now == seen {
                 continue;
             }
             seen = now;
-            match read(file) {
+            match text.and_then(|text| parse_file(&text).map_err(|error| of(&file.path, &error))) {
                 Ok(keys) => {
                     tracing::info!(keys = keys.len(), "the file of API keys was read again");
                     *self.of_file.write().unwrap_or_else(PoisonError::into_inner) = keys;
@@ -161,15 +177,12 @@ impl ApiKeys {
     }
 }
 
-/// By what a change is seen.
-fn state(file: &Path) -> Option<(u64, SystemTime)> {
-    let metadata = std::fs::metadata(file).ok()?;
-    Some((metadata.len(), metadata.modified().ok()?))
+fn read(file: &Path) -> Result<String, String> {
+    std::fs::read_to_string(file).map_err(|error| of(file, &error.to_string()))
 }
 
-fn read(file: &Path) -> Result<Vec<ApiKey>, String> {
-    let text = std::fs::read_to_string(file).map_err(|error| error.to_string());
-    text.and_then(|text| parse_file(&text)).map_err(|error| format!("NEXUS_API_KEYS_FILE={}: {error}", file.display()))
+fn of(file: &Path, error: &str) -> String {
+    format!("NEXUS_API_KEYS_FILE={}: {error}", file.display())
 }
 
 #[cfg(test)]
@@ -220,8 +233,8 @@ mod tests {
         let keys = ApiKeys::open(&settled, Some(&file)).expect("a file").expect("keys");
         let name = |key: &str| keys.name_of(|digest| *digest == digest_of(key.as_bytes()));
         assert_eq!((name("a").as_deref(), name("r").as_deref(), name("b")), (Some("ann"), Some("robot"), None));
+        // The first change comes before the watch begins.
         let changes = async {
-            // Of another length, whatever the clock of the file system can tell apart.
             for (text, of_a, of_b) in [
                 (format!("{}\n{}\n", entry("ann", "a"), entry("bob", "b")), true, true),
                 (entry("bob", "b"), false, true),
@@ -243,8 +256,9 @@ mod tests {
             assert!(name("b").is_some() && name("r").is_some());
         };
         tokio::select! {
-            () = keys.watch_every(PAUSE) => unreachable!("it never ends"),
+            biased;
             () = changes => {}
+            () = keys.watch_every(PAUSE) => unreachable!("it never ends"),
         }
     }
 }
