@@ -13,6 +13,31 @@ export function overflow() {
   return found.slice(0, 3);
 }
 
+/// No text lies on another.
+export function overlaps() {
+  const boxes = [];
+  const range = document.createRange();
+  const walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const text = walk.currentNode;
+    const element = text.parentElement;
+    if (!text.data.trim() || !element.checkVisibility() || element.closest("script, style, noscript, .unseen, .table-scroll")) continue;
+    range.selectNodeContents(text);
+    for (const box of range.getClientRects()) boxes.push({ box, text: text.data.trim().slice(0, 20) });
+  }
+  boxes.sort((one, two) => one.box.top - two.box.top);
+  const found = [];
+  boxes.forEach(({ box, text }, at) => {
+    for (let next = at + 1; next < boxes.length && boxes[next].box.top < box.bottom; next += 1) {
+      const other = boxes[next].box;
+      const [wide, high] = [Math.min(box.right, other.right) - Math.max(box.left, other.left), Math.min(box.bottom, other.bottom) - other.top];
+      // Lines of a text may come a little closer than their boxes say.
+      if (wide > 2 && high > 6) found.push(`"${text}" and "${boxes[next].text}" lie on each other`);
+    }
+  });
+  return found.slice(0, 3);
+}
+
 /// Contrast as WCAG 2.2 counts it: 4.5 for text, 3 for large text and for what is drawn.
 export function contrast() {
   const parse = (colour) => {

@@ -2,7 +2,7 @@
 
 import { join } from "node:path";
 import { sleep } from "./browser.mjs";
-import { centre, contrast, lines, names, overflow, poke, read, violations } from "./checks.mjs";
+import { centre, contrast, lines, names, overflow, overlaps, poke, read, violations } from "./checks.mjs";
 import { HOSTILE, KEY, STATES, mock } from "./mock.mjs";
 
 const WIDTHS = [360, 768, 1280];
@@ -14,7 +14,7 @@ export async function looks(browser, folder, name, check, report, all = false) {
     for (const scheme of SCHEMES) {
       await browser.look(width, scheme);
       const where = `${name}, ${width} px, ${scheme}`;
-      for (const test of [overflow, contrast, names]) {
+      for (const test of [overflow, overlaps, contrast, names]) {
         const found = await browser.run(test);
         check(found.length === 0, `${where}: ${found.join("; ")}`);
       }

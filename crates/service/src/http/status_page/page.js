@@ -39,7 +39,7 @@
     }
     return `${whole.format(value)} B`;
   });
-  const percent = known((share) => `${(share < 0.1 && share > 0 ? tenths : whole).format(share * 100)} %`);
+  const percent = known((share) => (share > 0 && share < 0.001 ? "< 0.1 %" : `${(share > 0 && share < 0.1 ? tenths : whole).format(share * 100)} %`));
   const duration = known((seconds) => {
     const [d, h, m] = [Math.floor(seconds / 86400), Math.floor(seconds / 3600) % 24, Math.floor(seconds / 60) % 60];
     return d ? `${d} d ${h} h` : h ? `${h} h ${m} min` : m ? `${m} min ${Math.floor(seconds % 60)} s` : `${Math.floor(seconds)} s`;
@@ -301,7 +301,7 @@
     const series = part(shown.series);
     const points = list(series.points).filter((point) => number(point.at_ms) !== null);
     document.body.classList.toggle("stale", !live);
-    $("content").hidden = $("totals").hidden = false;
+    $("content").hidden = $("totals").hidden = $("about").hidden = false;
     say("version", text(shown.version) ?? "–");
     say("uptime", duration(shown.uptime_s));
     say("as-of", time(shownAt_ms));
@@ -365,7 +365,7 @@
     const first = $("key-form").hidden;
     $("key-form").hidden = false;
     document.body.classList.add("stale");
-    showState("", "A key is needed", shown ? `What is below is of ${time(shownAt_ms)}.` : "This service shows its status to those who have a key.");
+    showState("", "A key is needed", shown ? `What is below is of ${time(shownAt_ms)}.` : "This service shows its status to those who have an API key.");
     say("key-error", refused ? "This key was refused." : "");
     $("key").toggleAttribute("aria-invalid", refused);
     if (first && !shown || refused) $("key").focus();
