@@ -203,7 +203,9 @@ def main():
         problems = [*check_dashboard(metrics, seen), *check_alerts(metrics, seen), *check_scrapes()]
     except Wrong as wrong:
         problems = [f"{ALERTS}: {wrong}"]
-    for name in sorted(name for name in metrics if name.startswith("nexus_") and name not in seen.used):
+    # A limit is looked at where what it limits is.
+    limits = re.compile(r"_max(?:_bytes)?$")
+    for name in sorted(name for name in metrics if name.startswith("nexus_") and name not in seen.used and not limits.search(name)):
         problems.append(f"{name} ({metrics[name].kind}, {unit_of(name)}) is told by /metrics, and neither shown nor watched")
     for problem in problems:
         print(problem, file=sys.stderr)

@@ -262,7 +262,9 @@ def exposition(text, metrics=None):
     metrics = {} if metrics is None else metrics
     for line in text.splitlines():
         if match := re.fullmatch(r"# TYPE (\S+) (counter|gauge|histogram|summary|untyped)", line):
-            metrics.setdefault(match[1], Metric(match[2], None))
+            # OpenMetrics names a counter without the _total that its samples have.
+            end = "_total" if match[2] == "counter" and not match[1].endswith("_total") else ""
+            metrics.setdefault(match[1] + end, Metric(match[2], None))
         elif line and not line.startswith("#"):
             match = re.match(r'([a-zA-Z_:][\w:]*)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})? \S+', line)
             if not match:

@@ -6,6 +6,8 @@ import { readFileSync } from "node:fs";
 
 const FOLDER = new URL("../../crates/service/src/http/status_page/", import.meta.url);
 export const POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:";
+/// The service says more, which the page has to bear.
+const POLICY_SENT = `${POLICY}; base-uri 'none'; form-action 'none'; frame-ancestors 'none'`;
 export const KEY = "nxs-3f2a90c1-right";
 
 /// The page as one document: its style and its scripts take the places of the tags that name them.
@@ -87,6 +89,18 @@ const loading = (model, share) => ({ ...model, status: "loading", revision: null
 /// What /status answers in each state.
 export const STATES = {
   ready,
+  /// The built-in models on the cores of a laptop, without keys, seldom asked.
+  laptop: () => {
+    const { models, replicas, load, ...rest } = ready();
+    const built = (kind, revision, dimensions) => ({ kind, name: `built-in ${kind}`, status: "ready", detail: null, revision, dimensions, loaded_bytes: null, total_bytes: null });
+    const seldom = points(40).map((point, at) => (at % 9 < 5 ? { ...point, requests_per_s: 0, failed_per_s: 0, tokens_per_s: 0, p50_ms: null, p95_ms: null }
+      : { ...point, requests_per_s: 0.5, failed_per_s: 0, tokens_per_s: 11.5, p50_ms: 2.4, p95_ms: 3.9 }));
+    return { ...rest, uptime_s: 83, models: [built("embedder", "f42b77769a05", 384), built("reranker", "05fcc1b468b9", null)],
+      replicas: [{ ...replicas[0], name: "cpu (avx512, 8 threads)", batches: 9, tokens: 207, busy_ratio: 0.0004, memory_bytes: null, memory_free_bytes: null }],
+      load: { ...load, requests_in_flight: 0, queue_tokens: 0, bodies_bytes: 0, connections: 1 },
+      cache: { name: "redb", entries: 9, hits: 2, misses: 9, failures: 0, timeouts: null, dropped: 0, writes_waiting: 0, breaker: null },
+      totals: { requests: 11, failed: 0, rejected: 0, tokens: 207 }, errors: [], series: { every_ms: 2000, points: seldom } };
+  },
   starting: () => ({ ...ready(), status: "starting", uptime_s: 0.4, models: [], replicas: [], totals: none, errors: [], series: idle }),
   loading: () => {
     const { models, replicas, ...rest } = ready();
@@ -102,6 +116,7 @@ export const STATES = {
       replicas: replicas.map((replica, at) => (at === 2 ? { ...replica, status: "failed", detail: "CUDA_ERROR_ECC_UNCORRECTABLE in batch 48831", busy_ratio: 0 } : replica)),
       cache: { ...rest.cache, breaker: "open", failures: 311 } };
   },
+  stopping: () => ({ ...ready(), status: "stopping" }),
   draining: () => ({ ...ready(), status: "draining", cache: { ...ready().cache, breaker: "half_open" } }),
   empty: () => ({ ...ready(), models: [], replicas: [], cache: null, totals: none, errors: [], series: idle }),
   nulls: () => everyLeaf({ ...ready(), series: { every_ms: 2000, points: points(5) } }, null),
@@ -123,7 +138,7 @@ export async function mock() {
   const server = createServer((request, response) => {
     const path = new URL(request.url, "http://mock").pathname;
     if (path === "/") {
-      response.writeHead(200, { "Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff" });
+      response.writeHead(200, { "Content-Type": "text/html; charset=utf-8", "Content-Security-Policy": POLICY_SENT, "X-Content-Type-Options": "nosniff" });
       return response.end(page);
     }
     if (path !== "/status") {

@@ -39,7 +39,12 @@ export async function walkStates(browser, folder, check, report) {
 }
 
 async function walk(browser, service, folder, check, report) {
-  const shows = (...texts) => browser.until((wanted) => wanted.every((text) => document.body.innerText.includes(text)), [texts], `shows ${texts.join(", ")}`);
+  const shows = async (...texts) => {
+    const missing = () => browser.run((wanted) => wanted.filter((text) => !document.body.innerText.includes(text)), texts);
+    for (const end = Date.now() + 5000; (await missing()).length; await sleep(40)) {
+      if (Date.now() > end) throw new Error(`in state ${service.state}, the page does not show ${(await missing()).join(", ")}: ${(await browser.run(read)).slice(0, 300).replaceAll("\n", " | ")}`);
+    }
+  };
   // A failing request is told of in the console by the browser itself, and is meant here.
   const meant = (complaint) => complaint.from === "network" && complaint.url === `${service.url}status`;
   const quiet = async (name, failing = false) => {
@@ -123,6 +128,9 @@ async function walk(browser, service, folder, check, report) {
   await browser.run(() => document.querySelector("#table summary").click());
 
   // ---- one state after another ----
+  await enter("laptop", "cpu (avx512, 8 threads)", "1 of 1 up", "built-in embedder", "18 %", "< 0.1 %", "2.4 ms", "1 min 23 s");
+  check((await browser.run(lines)).failed_per_s === undefined, "a line of failures is drawn where there are none");
+  await looks(browser, folder, "laptop", check, report, true);
   await enter("starting", "Starting", "devices are being opened", "No figures yet", "None since the start");
   await looks(browser, folder, "starting", check, report);
   await enter("loading", "Loading", "Models are loading: 44 % of", "6.1 GiB of 14 GiB · 43 %", "compiling kernels", "0 of 2 up");
@@ -130,6 +138,7 @@ async function walk(browser, service, folder, check, report) {
   await looks(browser, folder, "loading", check, report, true);
   await enter("failed", "Failed", "Not every endpoint answers. model.safetensors", "CUDA_ERROR_ECC_UNCORRECTABLE in batch", "3 of 4 up", "Breaker open", "left alone");
   await looks(browser, folder, "failed", check, report, true);
+  await enter("stopping", "Stopping", "takes no more");
   await enter("draining", "Draining", "takes no more", "Breaker half open");
   await looks(browser, folder, "draining", check, report);
   await enter("empty", "Ready", "keeps no embeddings", "None is open yet", "None yet");

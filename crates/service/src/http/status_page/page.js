@@ -100,7 +100,7 @@
     return made;
   }
 
-  const TONES = { ready: "good", up: "good", closed: "good", failed: "bad", open: "bad", loading: "warn", opening: "warn", starting: "warn", draining: "warn", half_open: "warn" };
+  const TONES = { ready: "good", up: "good", closed: "good", failed: "bad", open: "bad", loading: "warn", opening: "warn", starting: "warn", draining: "warn", stopping: "warn", half_open: "warn" };
   const tone = (status) => (Object.hasOwn(TONES, status) ? TONES[status] : "idle");
 
   function item(name, status, detail, rest) {
@@ -139,7 +139,8 @@
         return total > 0 ? `Models are loading: ${percent(sum("loaded_bytes") / total)} of ${bytes(total)}.` : "Models are loading.";
       }
       case "failed": return "Not every endpoint answers.";
-      case "draining": return "It finishes what it has and takes no more.";
+      case "draining":
+      case "stopping": return "It finishes what it has and takes no more.";
       default: return "";
     }
   }
@@ -401,7 +402,7 @@
       }
     } catch {
       const why = mine.signal.reason === "slow" ? `No answer came within ${ANSWER_MS_MAX / 1000} s.` : "The service does not answer.";
-      then = mine.signal.reason === "hidden" ? () => {} : () => unanswered(why);
+      then = mine.signal.reason === "dropped" ? () => {} : () => unanswered(why);
     } finally {
       clearTimeout(limit);
       if (asking === mine) asking = null;
@@ -409,15 +410,23 @@
     then();
   }
 
-  document.addEventListener("visibilitychange", () => {
+  /// What is under way counts for nothing any more.
+  function drop() {
     clearTimeout(timer);
-    if (document.hidden) {
-      asking?.abort("hidden");
-      asking = null;
-    } else if ($("key-form").hidden) ask();
+    asking?.abort("dropped");
+    asking = null;
+  }
+
+  document.addEventListener("visibilitychange", () => {
+    if (document.hidden) drop();
+    else if ($("key-form").hidden) ask();
   });
-  $("retry").addEventListener("click", () => ask());
+  $("retry").addEventListener("click", () => {
+    drop();
+    ask();
+  });
   $("forget").addEventListener("click", () => {
+    drop();
     forget();
     ask();
   });
@@ -430,6 +439,7 @@
     }
     key = given;
     $("key").value = "";
+    drop();
     try {
       sessionStorage.setItem(KEPT_AS, key);
     } catch {
