@@ -42,8 +42,8 @@ const Chart = (() => {
 
   class Lines {
     /// `series`: { key, label, className, dashed, filled, unlessZero: no line where all of it is 0 }; `format` makes text of a value, with its unit.
-    constructor(figure, { title, series, format, axis }) {
-      Object.assign(this, { title, series, format, axis: axis ?? format, points: [], every_ms: 2000, live: true });
+    constructor(figure, { title, series, format, axis, percentiles }) {
+      Object.assign(this, { title, series, format, percentiles, axis: axis ?? format, points: [], every_ms: 2000, live: true });
       const head = html("div", "chart-head");
       head.append(html("h3", "", title), (this.moment = html("time")));
       const legend = html("ul", "legend");
@@ -173,9 +173,11 @@ const Chart = (() => {
     }
 
     summary() {
-      const parts = this.series.map(({ key, label }) => {
+      const parts = this.series.map(({ key, label, unlessZero }) => {
         const values = this.points.map((point) => number(point[key])).filter((value) => value !== null);
-        if (!values.length) return null;
+        if (!values.length || (unlessZero && Math.max(...values) === 0)) return null;
+        // A mean of percentiles is a number that nobody has waited for.
+        if (this.percentiles) return `${label}: ${this.format(Math.min(...values))} to ${this.format(Math.max(...values))}`;
         const mean = values.reduce((sum, value) => sum + value, 0) / values.length;
         return `${label}: mean ${this.format(mean)}, highest ${this.format(Math.max(...values))}`;
       });

@@ -121,7 +121,7 @@
       { key: "failed_per_s", label: "failed", className: "c-bad", dashed: true, unlessZero: true }] }),
     new Chart.Lines($("chart-tokens"), { ...rates, title: "Tokens per second", series: [
       { key: "tokens_per_s", label: "computed", className: "c-accent", filled: true }] }),
-    new Chart.Lines($("chart-latency"), { format: ms, axis: ms, title: "Latency", series: [
+    new Chart.Lines($("chart-latency"), { format: ms, axis: ms, percentiles: true, title: "Latency", series: [
       { key: "p50_ms", label: "p50", className: "c-accent" },
       { key: "p95_ms", label: "p95", className: "c-second", dashed: true }] }),
   ];
