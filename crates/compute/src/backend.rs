@@ -169,6 +169,9 @@ pub trait Backend: Send + Sync + 'static {
     /// whatever is chosen or allocated by size is there. Empty where nothing is.
     fn warm_up_tokens(&self, tokens_max: usize) -> Vec<usize>;
 
+    /// Bytes of memory that this device has in all; `None` where it has none of its own.
+    fn memory_bytes(&self) -> Option<u64>;
+
     /// Bytes of memory that further weights could take on this device now; `None` where that is not known.
     fn memory_bytes_free(&self) -> Option<u64>;
 

@@ -74,6 +74,10 @@ impl Backend for Reference {
         Vec::new()
     }
 
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
     fn memory_bytes_free(&self) -> Option<u64> {
         None
     }

@@ -126,6 +126,10 @@ impl Gpu for Emulated {
         vec![rows_max.div_ceil(2), rows_max]
     }
 
+    fn memory_bytes(&self) -> Result<u64> {
+        Ok(self.state().memory.bytes_max.map_or(u64::MAX, |most| most as u64))
+    }
+
     fn memory_bytes_free(&self) -> Result<u64> {
         let state = self.state();
         Ok(state.memory.bytes_max.map_or(u64::MAX, |most| (most - state.memory.bytes.min(most)) as u64))

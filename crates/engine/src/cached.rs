@@ -5,7 +5,7 @@
 //! when the last of them has gone away. Flights are small, and few of one request run at once, so that a hit waits for
 //! nobody, a single text waits for few others, and a long list leaves room in the queue.
 
-use crate::{EmbedItem, Embedding, EngineError, Retriever, RetrieverInfo};
+use crate::{EmbedItem, Embedding, EngineError, Observer, Retriever, RetrieverInfo, Role, Stage, Unobserved};
 use futures::{
     FutureExt, StreamExt, TryStreamExt,
     future::{BoxFuture, Shared, WeakShared, join_all},
@@ -18,8 +18,9 @@ use std::{
         Arc, Mutex, MutexGuard,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
+use tracing::Instrument as _;
 
 type Flight = Shared<BoxFuture<'static, Result<Arc<[Embedding]>, EngineError>>>;
 type Waiting = WeakShared<BoxFuture<'static, Result<Arc<[Embedding]>, EngineError>>>;
@@ -29,6 +30,7 @@ pub(crate) struct CachedRetriever {
     shared: Arc<Inner>,
     keys: CacheKeyBuilder,
     in_flight: Arc<InFlight>,
+    observer: Arc<dyn Observer>,
 }
 
 struct Inner {
@@ -96,7 +98,13 @@ type Missing = (CacheKey, EmbedItem);
 
 impl CachedRetriever {
     pub(crate) fn new(retriever: Arc<dyn Retriever>, cache: Arc<dyn EmbeddingCache>, keys: CacheKeyBuilder) -> Self {
-        Self { shared: Arc::new(Inner { retriever, cache }), keys, in_flight: Arc::default() }
+        let shared = Arc::new(Inner { retriever, cache });
+        Self { shared, keys, in_flight: Arc::default(), observer: Arc::new(Unobserved) }
+    }
+
+    /// Tells `observer` how long the cache takes.
+    pub(crate) fn observed(self, observer: Arc<dyn Observer>) -> Self {
+        Self { observer, ..self }
     }
 
     async fn keys(&self, items: Vec<EmbedItem>) -> Result<(Vec<CacheKey>, Vec<EmbedItem>), EngineError> {
@@ -311,7 +319,10 @@ impl Retriever for CachedRetriever {
             let distinct_items: Vec<&EmbedItem> = firsts.iter().map(|&at| &items[at]).collect();
 
             let looked_up_at = self.in_flight.ended.load(Ordering::SeqCst);
-            let found = self.shared.cache.get(&distinct_keys).await;
+            let asked = Instant::now();
+            let span = tracing::debug_span!("cache", keys = distinct_keys.len());
+            let found = self.shared.cache.get(&distinct_keys).instrument(span).await;
+            self.observer.stage(Role::Retriever, Stage::Cache, asked.elapsed());
             let mut answers = self.shared.hits(found, &distinct_items);
             let pick = |answers: &[Option<Embedding>]| uses.iter().filter_map(|&at| answers[at].clone()).collect();
             if answers.iter().all(Option::is_some) {

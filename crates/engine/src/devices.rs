@@ -29,6 +29,7 @@ impl fmt::Debug for Devices {
 pub(crate) trait Device: Send + Sync {
     fn name(&self) -> String;
     fn numeric_format(&self) -> &'static str;
+    fn memory_bytes(&self) -> Option<u64>;
     fn memory_bytes_free(&self) -> Option<u64>;
     fn warm_up_tokens(&self, tokens_max: usize) -> Vec<usize>;
     fn packed_layout(&self) -> Option<String>;
@@ -55,6 +56,10 @@ impl<B: Backend> Device for Typed<B> {
 
     fn numeric_format(&self) -> &'static str {
         self.0.numeric_format()
+    }
+
+    fn memory_bytes(&self) -> Option<u64> {
+        self.0.memory_bytes()
     }
 
     fn memory_bytes_free(&self) -> Option<u64> {

@@ -1,7 +1,7 @@
 //! Starts everything: the queue, and in the background the devices, their replicas, and the two models.
 
 use crate::{
-    BoxError, Devices, ModelSource, Models, QueueWaits, Reloader, Replicas, Role,
+    BoxError, Devices, ModelSource, Models, Observer, QueueView, QueueWaits, Reloader, Replicas, Role, Unobserved,
     loader::{Loader, guarded},
     queue::Queue,
     replica,
@@ -45,12 +45,28 @@ impl Engine {
         retriever: ModelSource,
         reranker: ModelSource,
     ) -> std::io::Result<Self> {
+        Self::start_observed(open, options, Arc::new(Unobserved), cache, retriever, reranker)
+    }
+
+    /// As [`Engine::start`], and tells `observer` what is done.
+    ///
+    /// # Errors
+    ///
+    /// When the operating system gives no thread.
+    pub fn start_observed(
+        open: impl FnOnce() -> Result<Devices, BoxError> + Send + 'static,
+        options: EngineOptions,
+        observer: Arc<dyn Observer>,
+        cache: Arc<dyn EmbeddingCache>,
+        retriever: ModelSource,
+        reranker: ModelSource,
+    ) -> std::io::Result<Self> {
         let models = Arc::new(Models {
             retriever_source: retriever.name.clone(),
             reranker_source: reranker.name.clone(),
             ..Models::default()
         });
-        let queue = Arc::new(Queue::new(options.queue_tokens_max));
+        let queue = Arc::new(Queue::observed(options.queue_tokens_max, observer));
         models.retriever.loading(OPENING, 0, 0);
         models.reranker.loading(OPENING, 0, 0);
         let loader = Arc::new(Loader {
@@ -73,6 +89,11 @@ impl Engine {
     /// What runs the models.
     pub fn replicas(&self) -> &Arc<Replicas> {
         &self.models.replicas
+    }
+
+    /// What waits for the replicas.
+    pub fn queue(&self) -> QueueView {
+        QueueView(self.queue.clone())
     }
 
     /// The models, ready or on the way.

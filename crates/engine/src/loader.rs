@@ -316,7 +316,12 @@ impl Loader {
         let keys = CacheKeyBuilder::new(&digests.model, &digests.tokenizer, pooling, window_tokens, format);
         let tokens = Tokens::new(tokenizer, model, self.queue.clone());
         let local = LocalRetriever { info, instruct, tokens };
-        (Arc::new(CachedRetriever::new(Arc::new(local), self.cache.clone(), keys)), revision)
+        (
+            Arc::new(
+                CachedRetriever::new(Arc::new(local), self.cache.clone(), keys).observed(self.queue.observer().clone()),
+            ),
+            revision,
+        )
     }
 
     fn reranker_contract(&self, placed: Placed, digests: &Digests) -> (Arc<dyn Reranker>, Revision) {

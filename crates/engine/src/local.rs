@@ -1,14 +1,21 @@
 //! The two contracts, answered by models on this machine's replicas.
 
 use crate::{
-    EmbedItem, Embedding, EngineError, Reranker, RerankerInfo, Retriever, RetrieverInfo,
+    EmbedItem, Embedding, EngineError, Reranker, RerankerInfo, Retriever, RetrieverInfo, Stage,
     loaded::LoadedModel,
     queue::{Job, Queue},
 };
-use futures::{FutureExt, future::BoxFuture};
+use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
 use nexus_models::{EncodeError, TextTokenizer};
-use std::sync::Arc;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
 use tokio::sync::{Semaphore, oneshot};
+use tracing::Instrument as _;
 
 /// A [`Retriever`] whose model runs on the replicas behind a queue.
 #[derive(Debug)]
@@ -38,9 +45,12 @@ impl Retriever for LocalRetriever {
                 }
                 .map_err(|e| encode_error("text", Some(at), &e))
             };
-            let sequences =
-                self.tokens.work(move || items.iter().enumerate().map(encode).collect::<Result<Vec<_>, _>>()).await??;
-            let rows = self.tokens.run(sequences).await?;
+            let sequences = self
+                .tokens
+                .work(Door::Guarded, move || items.iter().enumerate().map(encode).collect::<Result<Vec<_>, _>>())
+                .await??;
+            let span = tracing::debug_span!("compute", texts = sequences.len());
+            let rows = rows(self.tokens.push(&sequences)?).instrument(span).await?;
             let vector = |(at, (row, length))| {
                 // The model has nothing to say about the text: so it is with a text of end tokens only, where training
                 // left their embedding at zero.
@@ -70,21 +80,84 @@ impl Reranker for LocalReranker {
 
     fn score(&self, source: String, candidates: Vec<String>) -> BoxFuture<'_, Result<Vec<f32>, EngineError>> {
         async move {
-            let tokenizer = self.tokens.tokenizer.clone();
-            let encode = move || {
-                // A source that can not be encoded is at fault itself, not the first candidate.
-                tokenizer.encode(&source).map_err(|e| encode_error("source_text", None, &e))?;
-                let pair = |(at, candidate): (usize, &String)| {
-                    tokenizer.encode_pair(&source, candidate).map_err(|e| encode_error("candidates", Some(at), &e))
-                };
-                candidates.iter().enumerate().map(pair).collect::<Result<Vec<_>, _>>()
-            };
-            let sequences = self.tokens.work(encode).await??;
-            let rows = self.tokens.run(sequences).await?;
-            Ok(rows.into_iter().map(|row| sigmoid(row[0])).collect())
+            let (source, started) = (Arc::<str>::from(source), AtomicBool::new(false));
+            let pieces: Vec<BoxFuture<'_, _>> = (candidates.chunks(PIECE_PAIRS).enumerate())
+                .map(|(n, piece)| self.persist(source.clone(), piece, n * PIECE_PAIRS, &started).boxed())
+                .collect();
+            let scores: Vec<Vec<f32>> = stream::iter(pieces).buffered(PIECES_AT_ONCE).try_collect().await?;
+            Ok(scores.into_iter().flatten().collect())
         }
         .boxed()
     }
+}
+
+/// Pairs of a long list that are tokenized and queued together. A list is worked off piece by piece, so that it leaves room
+/// in the queue for others, is tokenized while a device works on what came before, and costs nothing more once its client has
+/// left.
+const PIECE_PAIRS: usize = 64;
+
+/// Pieces of one list under way at once: enough to keep several devices busy.
+const PIECES_AT_ONCE: usize = 8;
+
+/// How long to wait before a list that is partly done is tried again on a full queue.
+const FULL_PAUSE: Duration = Duration::from_millis(20);
+
+impl LocalReranker {
+    /// The scores of a piece that begins at `offset`. A list of which nothing was queued yet is refused by a full queue at once;
+    /// what is partly done (`started`) is not thrown away, and waits.
+    async fn persist(
+        &self,
+        source: Arc<str>,
+        candidates: &[String],
+        offset: usize,
+        started: &AtomicBool,
+    ) -> Result<Vec<f32>, EngineError> {
+        let sequences = self.encode(source, candidates.to_vec(), offset, started).await?;
+        loop {
+            match self.tokens.push(&sequences) {
+                Err(EngineError::Overloaded { .. }) if started.load(Ordering::Relaxed) => {
+                    tokio::time::sleep(FULL_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+                Ok(replies) => {
+                    started.store(true, Ordering::Relaxed);
+                    let span = tracing::debug_span!("compute", texts = sequences.len());
+                    return Ok(rows(replies).instrument(span).await?.into_iter().map(|row| sigmoid(row[0])).collect());
+                }
+            }
+        }
+    }
+
+    async fn encode(
+        &self,
+        source: Arc<str>,
+        candidates: Vec<String>,
+        offset: usize,
+        started: &AtomicBool,
+    ) -> Result<Vec<Vec<u32>>, EngineError> {
+        let tokenizer = self.tokens.tokenizer.clone();
+        let encode = move || {
+            if offset == 0 {
+                // A source that can not be encoded is at fault itself, not the first candidate.
+                tokenizer.encode(&source).map_err(|e| encode_error("source_text", None, &e))?;
+            }
+            let pair = |(at, candidate): (usize, &String)| {
+                let place = Some(offset + at);
+                tokenizer.encode_pair(&source, candidate).map_err(|e| encode_error("candidates", place, &e))
+            };
+            candidates.iter().enumerate().map(pair).collect::<Result<Vec<_>, _>>()
+        };
+        // What is partly done waits for its place when it is queued.
+        let door = if started.load(Ordering::Relaxed) { Door::Open } else { Door::Guarded };
+        self.tokens.work(door, encode).await?
+    }
+}
+
+/// Whether work is begun that a full queue would refuse in the end.
+#[derive(Clone, Copy, Debug)]
+enum Door {
+    Guarded,
+    Open,
 }
 
 /// A tokenizer, the model that its tokens are for, and the queue between them. The two are never parted: tokens of one
@@ -104,37 +177,52 @@ impl Tokens {
         Self { tokenizer: Arc::new(tokenizer), model, queue, permits: Arc::new(Semaphore::new(cores)) }
     }
 
-    /// Runs `encode` on a thread that may block: a long text would hold up every other request otherwise. Refused at
-    /// once when the queue would not take the tokens anyway.
-    async fn work<T: Send + 'static>(&self, encode: impl FnOnce() -> T + Send + 'static) -> Result<T, EngineError> {
+    /// Runs `encode` on a thread that may block: a long text would hold up every other request otherwise. At a guarded door it
+    /// is refused at once when the queue would not take the tokens anyway.
+    async fn work<T: Send + 'static>(
+        &self,
+        door: Door,
+        encode: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let asked = Instant::now();
         let permit = self.permits.clone().acquire_owned().await.map_err(|_| EngineError::ShuttingDown)?;
-        self.queue.check()?;
+        if let Door::Guarded = door {
+            self.queue.check()?;
+        }
         let work = move || {
             let result = encode();
             // Held by the work, which goes on when its caller goes away.
             drop(permit);
             result
         };
-        tokio::task::spawn_blocking(work).await.map_err(|e| EngineError::Model(format!("tokenization stopped: {e}")))
+        let done = tokio::task::spawn_blocking(work).instrument(tracing::debug_span!("tokenize")).await;
+        self.queue.observer().stage(self.model.role(), Stage::Tokenize, asked.elapsed());
+        done.map_err(|e| EngineError::Model(format!("tokenization stopped: {e}")))
     }
 
-    /// Queues one job a sequence and waits for all rows, in order.
-    async fn run(&self, sequences: Vec<Vec<u32>>) -> Result<Vec<Vec<f32>>, EngineError> {
-        let (jobs, replies): (Vec<_>, Vec<_>) = sequences
-            .into_iter()
-            .map(|tokens| {
-                let (reply, receiver) = oneshot::channel();
-                (Job::new(self.model.clone(), tokens, reply), receiver)
-            })
-            .unzip();
+    /// Queues one job a sequence, all or none.
+    fn push(&self, sequences: &[Vec<u32>]) -> Result<Vec<Reply>, EngineError> {
+        let job = |tokens: &Vec<u32>| {
+            let (reply, receiver) = oneshot::channel();
+            (Job::new(self.model.clone(), tokens.clone(), reply), receiver)
+        };
+        let (jobs, replies): (Vec<_>, Vec<_>) = sequences.iter().map(job).unzip();
         self.queue.push(jobs)?;
-        let mut rows = Vec::with_capacity(replies.len());
-        for reply in replies {
-            // A replica that ends drops its jobs' senders.
-            rows.push(reply.await.map_err(|_| EngineError::ShuttingDown)??);
-        }
-        Ok(rows)
+        Ok(replies)
     }
+}
+
+/// Where the row of a job comes.
+type Reply = oneshot::Receiver<Result<Vec<f32>, EngineError>>;
+
+/// Waits for all rows, in order.
+async fn rows(replies: Vec<Reply>) -> Result<Vec<Vec<f32>>, EngineError> {
+    let mut rows = Vec::with_capacity(replies.len());
+    for reply in replies {
+        // A replica that ends drops its jobs' senders.
+        rows.push(reply.await.map_err(|_| EngineError::ShuttingDown)??);
+    }
+    Ok(rows)
 }
 
 fn encode_error(field: &'static str, index: Option<usize>, error: &EncodeError) -> EngineError {

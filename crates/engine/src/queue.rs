@@ -9,9 +9,10 @@
 //! both; a batch never does, and a replica takes only what it has a copy for. A job for which no replica is left is
 //! answered with that.
 
-use crate::{EngineError, QueueWaits, Role, loaded::LoadedModel, packer, waits::Waits};
+use crate::{EngineError, Observer, QueueWaits, Role, Stage, loaded::LoadedModel, packer, waits::Waits};
 use std::{
     collections::{BTreeSet, VecDeque},
+    fmt,
     sync::{Arc, Condvar, Mutex, MutexGuard},
     time::Instant,
 };
@@ -101,12 +102,45 @@ pub(crate) struct Work {
     pub(crate) jobs: Vec<Job>,
 }
 
-#[derive(Debug)]
 pub(crate) struct Queue {
     state: Mutex<State>,
     arrived: Condvar,
     queued_tokens_max: usize,
     waits: Waits,
+    observer: Arc<dyn Observer>,
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue").field("queued_tokens_max", &self.queued_tokens_max).finish_non_exhaustive()
+    }
+}
+
+/// What waits, for whoever asks.
+#[derive(Clone)]
+pub struct QueueView(pub(crate) Arc<Queue>);
+
+impl QueueView {
+    /// Tokens that wait, now.
+    pub fn tokens(&self) -> usize {
+        self.0.queued_tokens()
+    }
+
+    /// Tokens that may wait; requests beyond are refused.
+    pub fn tokens_max(&self) -> usize {
+        self.0.queued_tokens_max
+    }
+
+    /// Texts, or pairs of texts, that wait for a model, now.
+    pub fn jobs(&self, role: Role) -> usize {
+        self.0.lock().lanes[lane_of(role)].len()
+    }
+}
+
+impl fmt::Debug for QueueView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("QueueView").field("tokens", &self.tokens()).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -140,8 +174,21 @@ const fn lane_of(role: Role) -> usize {
 }
 
 impl Queue {
+    /// Of at most so many tokens.
+    #[cfg(test)]
     pub(crate) fn new(queued_tokens_max: usize) -> Self {
-        Self { state: Mutex::default(), arrived: Condvar::new(), queued_tokens_max, waits: Waits::default() }
+        Self::observed(queued_tokens_max, Arc::new(crate::Unobserved))
+    }
+
+    /// Of at most so many tokens; what is done with them is told to `observer`.
+    pub(crate) fn observed(queued_tokens_max: usize, observer: Arc<dyn Observer>) -> Self {
+        let (state, arrived, waits) = (Mutex::default(), Condvar::new(), Waits::default());
+        Self { state, arrived, queued_tokens_max, waits, observer }
+    }
+
+    /// Who is told of the work.
+    pub(crate) fn observer(&self) -> &Arc<dyn Observer> {
+        &self.observer
     }
 
     /// Queues all of `jobs` or none. A request larger than the whole queue is admitted when nothing else waits: it could
@@ -276,7 +323,11 @@ impl Queue {
     fn hand_out(&self, queued: Vec<Queued>) -> Option<Work> {
         let model = Arc::clone(&queued.first()?.job.model);
         let now = Instant::now();
-        queued.iter().for_each(|queued| self.waits.record(now - queued.since));
+        for queued in &queued {
+            let wait = now - queued.since;
+            self.waits.record(wait);
+            self.observer.stage(model.role(), Stage::Queue, wait);
+        }
         Some(Work { model, jobs: queued.into_iter().map(|queued| queued.job).collect() })
     }
 

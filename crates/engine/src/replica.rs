@@ -10,7 +10,7 @@
 //!   costs the requests of its batch and nothing else.
 
 use crate::{
-    EngineError,
+    EngineError, RanBatch, Stage,
     queue::{Job, Queue, Setback, Task, Work, too_large},
     replicas::Replicas,
 };
@@ -21,6 +21,7 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind},
     sync::{Arc, PoisonError},
     thread::JoinHandle,
+    time::Instant,
 };
 
 /// What stopped a forward pass.
@@ -109,7 +110,15 @@ impl Replica<'_> {
                 continue;
             };
             let sequences: Vec<&[u32]> = jobs.iter().map(|job| job.tokens.as_slice()).collect();
+            let tokens = sequences.iter().map(|tokens| tokens.len()).sum();
+            let batch =
+                RanBatch { role: model.role(), sequences: sequences.len(), tokens, tokens_max: self.tokens_max };
+            let started = Instant::now();
             let answer = forward(self.replicas, self.replica, &*copy, &sequences);
+            if answer.is_ok() {
+                self.queue.observer().stage(batch.role, Stage::Compute, started.elapsed());
+                self.queue.observer().ran(batch);
+            }
             // Not held any longer than it runs: the weights go with the last job.
             drop(copy);
             let stopped = match answer {
@@ -196,11 +205,12 @@ pub(crate) fn forward(
     let batch = PackedBatch::new(sequences).map_err(|e| Stopped::Bug(e.to_string()))?;
     let turn = replicas.turn(replica);
     let held = turn.lock().unwrap_or_else(PoisonError::into_inner);
+    let started = Instant::now();
     let output = catch_unwind(AssertUnwindSafe(|| model.forward(&batch)))
         .map_err(|_| Stopped::Bug("it panicked; the log has the place".to_owned()))?
         .map_err(Stopped::Compute)?;
     drop(held);
-    replicas.ran(batch.tokens().len());
+    replicas.ran(replica, batch.tokens().len(), started.elapsed());
     Ok(output.chunks_exact(model.output_columns()).map(<[f32]>::to_vec).collect())
 }
 

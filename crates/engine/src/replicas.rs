@@ -21,6 +21,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 use tokio::sync::watch;
 
@@ -47,6 +48,29 @@ pub struct ReplicaStatus {
     pub device: String,
     /// Where it stands.
     pub state: ReplicaState,
+    /// Time that it has computed, since the start.
+    pub busy: Duration,
+    /// Batches that it has run.
+    pub batches: u64,
+    /// Tokens in them.
+    pub tokens: u64,
+}
+
+/// The memory of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// Bytes in all.
+    pub bytes: u64,
+    /// Bytes that nobody holds.
+    pub bytes_free: u64,
+}
+
+/// What a replica has done.
+#[derive(Default)]
+struct Done {
+    busy_ns: AtomicU64,
+    batches: AtomicU64,
+    tokens: AtomicU64,
 }
 
 /// What is counted since the start.
@@ -94,6 +118,7 @@ struct Replica {
     draining: bool,
     failed: Option<String>,
     turn: Arc<Mutex<()>>,
+    done: Done,
 }
 
 impl State {
@@ -126,9 +151,22 @@ impl Replicas {
                 None if complete => ReplicaState::Serving,
                 None => ReplicaState::Loading,
             };
-            ReplicaStatus { device: replica.name.clone(), state }
+            let Done { busy_ns, batches, tokens } = &replica.done;
+            let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+            let (busy, batches, tokens) = (Duration::from_nanos(get(busy_ns)), get(batches), get(tokens));
+            ReplicaStatus { device: replica.name.clone(), state, busy, batches, tokens }
         };
         state.list.iter().enumerate().map(of).collect()
+    }
+
+    /// The memory of each replica's device, where it has its own and works. Asks the devices.
+    pub fn memory(&self) -> Vec<Option<DeviceMemory>> {
+        let devices: Vec<_> = self.lock().list.iter().map(|replica| replica.device.clone()).collect();
+        let memory = |device: Option<Arc<dyn Device>>| {
+            let device = device?;
+            Some(DeviceMemory { bytes: device.memory_bytes()?, bytes_free: device.memory_bytes_free()? })
+        };
+        devices.into_iter().map(memory).collect()
     }
 
     /// What is counted since the start.
@@ -166,6 +204,7 @@ impl Replicas {
             draining: false,
             failed: None,
             turn: Arc::default(),
+            done: Done::default(),
         };
         let list = devices.iter().map(replica).collect();
         let mut state = self.lock();
@@ -258,9 +297,15 @@ impl Replicas {
     }
 
     /// Counts a batch that was run.
-    pub(crate) fn ran(&self, tokens: usize) {
+    pub(crate) fn ran(&self, replica: usize, tokens: usize, took: Duration) {
         self.batches.fetch_add(1, Ordering::Relaxed);
         self.batch_tokens.fetch_add(tokens as u64, Ordering::Relaxed);
+        if let Some(replica) = self.lock().list.get(replica) {
+            let add = |counter: &AtomicU64, n: u64| counter.fetch_add(n, Ordering::Relaxed);
+            add(&replica.done.batches, 1);
+            add(&replica.done.tokens, tokens as u64);
+            add(&replica.done.busy_ns, took.as_nanos() as u64);
+        }
     }
 
     /// Counts a batch that is run again.

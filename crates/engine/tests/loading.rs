@@ -53,6 +53,42 @@ async fn embeds_and_scores_alone_as_in_a_batch() {
     }
 }
 
+/// Candidates that are worked off in several pieces, some of them longer than the queue.
+#[tokio::test]
+async fn a_long_list_is_answered_in_its_order_and_its_errors_name_their_places() {
+    let (embedder, reranker) = (model("qwen3-gqa-f32", "qwen"), model("modernbert-cls-w16-f32", "modernbert"));
+    // A token beyond the embedding table, as published models have them.
+    let file = reranker.path().join("tokenizer.json");
+    let mut tokenizer: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let rows = tokenizer["model"]["vocab"].as_object().unwrap().len();
+    let odd = serde_json::json!({ "id": rows, "content": "[ODD]", "single_word": false, "lstrip": false, "rstrip": false,
+                                  "normalized": false, "special": true });
+    tokenizer["added_tokens"].as_array_mut().unwrap().push(odd);
+    std::fs::write(&file, tokenizer.to_string()).unwrap();
+    let engine = start(source(embedder.path().into()), source(reranker.path().into()));
+    assert_eq!(wait(&engine, Role::Reranker), ModelState::Ready);
+    let reranker = engine.models().reranker.get().unwrap();
+
+    let texts: Vec<String> = (0..700).map(|n| "keys ".repeat(n % 23) + ["MFA", "a"][n % 2]).collect();
+    let scores = reranker.score("MFA".into(), texts.clone()).await.unwrap();
+    assert_eq!(scores.len(), texts.len());
+    for at in [0, 1, 63, 64, 65, 500, 511, 512, 699] {
+        let alone = reranker.score("MFA".into(), vec![texts[at].clone()]).await.unwrap()[0];
+        assert!((alone - scores[at]).abs() < 1e-5, "at {at}: {alone}, {}", scores[at]);
+    }
+    assert!(scores[1] != scores[22], "texts differ, and so do scores");
+
+    let mut wrong = texts;
+    for at in [600, 130] {
+        wrong[at] = "[ODD]".into();
+        let refused = reranker.score("MFA".into(), wrong.clone()).await.unwrap_err();
+        assert!(
+            matches!(refused, EngineError::Invalid { field: "candidates", index: Some(index), .. } if index == at),
+            "{refused:?}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn asks_for_what_the_model_has() {
     let embedder = model("qwen3-gqa-f32", "qwen");

@@ -31,6 +31,11 @@ pub trait EmbeddingCache: Send + Sync + 'static {
     /// Counters since the start.
     fn stats(&self) -> CacheStats;
 
+    /// The counters of each tier, the fastest first, by what it is: `memory`, `store`. Empty where nothing is kept.
+    fn tiers(&self) -> Vec<(&'static str, CacheStats)> {
+        vec![("memory", self.stats())]
+    }
+
     /// Names the model revision that what is put from now on was computed with. The keys cover it already; a store that
     /// people look into writes it beside the vector.
     fn set_revision(&self, revision: &str) {

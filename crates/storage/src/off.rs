@@ -34,6 +34,10 @@ impl EmbeddingCache for NoCache {
         ready(()).boxed()
     }
 
+    fn tiers(&self) -> Vec<(&'static str, CacheStats)> {
+        Vec::new()
+    }
+
     fn stats(&self) -> CacheStats {
         CacheStats { entries: Some(0), misses: self.misses.load(Ordering::Relaxed), ..CacheStats::default() }
     }

@@ -42,12 +42,6 @@ impl TieredCache {
     pub fn memory(&self) -> &MemoryCache {
         &self.memory
     }
-
-    /// Each tier's name and counters, the fastest first.
-    pub fn tiers(&self) -> Vec<(String, CacheStats)> {
-        let store = self.store.get().into_iter().map(|store| (store.name(), store.stats()));
-        std::iter::once((self.memory.name(), self.memory.stats())).chain(store).collect()
-    }
 }
 
 impl EmbeddingCache for TieredCache {
@@ -106,6 +100,11 @@ impl EmbeddingCache for TieredCache {
     fn stats(&self) -> CacheStats {
         let lasting = self.store.get().map_or_else(|| self.memory.stats(), |store| store.stats());
         CacheStats { hits: self.hits.load(Ordering::Relaxed), misses: self.misses.load(Ordering::Relaxed), ..lasting }
+    }
+
+    fn tiers(&self) -> Vec<(&'static str, CacheStats)> {
+        let store = self.store.get().into_iter().map(|store| ("store", store.stats()));
+        std::iter::once(("memory", self.memory.stats())).chain(store).collect()
     }
 
     fn set_revision(&self, revision: &str) {

@@ -89,6 +89,10 @@ impl Backend for Faulty {
         Vec::new()
     }
 
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
     fn memory_bytes_free(&self) -> Option<u64> {
         None
     }

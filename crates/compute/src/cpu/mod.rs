@@ -178,6 +178,10 @@ impl Backend for Cpu {
         Vec::new()
     }
 
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
     fn memory_bytes_free(&self) -> Option<u64> {
         memory::bytes_free()
     }

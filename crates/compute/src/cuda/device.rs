@@ -158,6 +158,10 @@ impl Gpu for Device {
         row_buckets(rows_max)
     }
 
+    fn memory_bytes(&self) -> Result<u64> {
+        self.context.memory_bytes().map(|(_, total)| total as u64)
+    }
+
     fn memory_bytes_free(&self) -> Result<u64> {
         self.context.memory_bytes().map(|(free, _)| free as u64)
     }

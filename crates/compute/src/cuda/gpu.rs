@@ -103,6 +103,9 @@ pub trait Gpu: std::fmt::Debug + Send + Sync + 'static {
     /// to be chosen for products of any number of rows up to there.
     fn row_buckets(&self, rows_max: usize) -> Vec<usize>;
 
+    /// Bytes of device memory in all.
+    fn memory_bytes(&self) -> Result<u64>;
+
     /// Bytes of device memory that nobody holds.
     fn memory_bytes_free(&self) -> Result<u64>;
 

@@ -34,6 +34,10 @@ impl Device for Named {
         "f32"
     }
 
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
     fn memory_bytes_free(&self) -> Option<u64> {
         None
     }

@@ -76,6 +76,10 @@ impl Backend for Tight {
         if self.warms_up.load(Ordering::SeqCst) { vec![7, tokens_max] } else { Vec::new() }
     }
 
+    fn memory_bytes(&self) -> Option<u64> {
+        None
+    }
+
     fn memory_bytes_free(&self) -> Option<u64> {
         let full = self.models() >= self.models_max.load(Ordering::SeqCst);
         let bytes = if full { 0 } else { self.bytes_free.load(Ordering::SeqCst) };

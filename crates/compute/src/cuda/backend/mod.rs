@@ -183,6 +183,10 @@ impl<G: Gpu> Backend for Cuda<G> {
         rows
     }
 
+    fn memory_bytes(&self) -> Option<u64> {
+        self.gpu.memory_bytes().ok()
+    }
+
     fn memory_bytes_free(&self) -> Option<u64> {
         self.gpu.memory_bytes_free().ok()
     }

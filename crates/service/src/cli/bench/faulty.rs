@@ -77,6 +77,10 @@ impl<B: Backend> Backend for Faulty<B> {
         self.inner.warm_up_tokens(tokens_max)
     }
 
+    fn memory_bytes(&self) -> Option<u64> {
+        self.inner.memory_bytes()
+    }
+
     fn memory_bytes_free(&self) -> Option<u64> {
         self.inner.memory_bytes_free()
     }
