@@ -87,6 +87,10 @@ fi
 (cd deploy/cdk && export CDK_DISABLE_VERSION_CHECK=1 CDK_DISABLE_CLI_TELEMETRY=1 AWS_EC2_METADATA_DISABLED=true &&
     node_modules/.bin/cdk synth --quiet --no-notices --output "$target/cdk/out" && node --test build/test/*.test.js)
 
+section "The status page, in every state"
+[ -n "${CHROMIUM:-}" ] || need_command chromium "" chromium fonts-dejavu-core
+node scripts/check_status_page.mjs --mock "$target/status-page"
+
 section "Clippy"
 cargo clippy --locked --workspace --all-targets -- -D warnings
 
@@ -109,6 +113,9 @@ RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps --document-p
 # binary, and documentation tests. With `nexus bench`, whose tests are few: one build less than without it.
 section "Tests"
 cargo test --locked --workspace --features nexus/bench
+
+section "Status page, dashboards and alerts, on the real binary"
+python3 scripts/check_seen.py "$target/debug/nexus" "$target/seen"
 
 # They mostly wait, for limits and pauses to pass: more at once than there are cores.
 section "Tests on an S3 and a DynamoDB"

@@ -15,7 +15,7 @@ use axum::http::header;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use bytes::Bytes;
-use nexus::http::{self, App, Budget, Limits, server};
+use nexus::http::{self, App, Budget, Connections, Limits, Origins, server};
 use nexus::shutdown::{Lifecycle, Signals};
 use nexus::telemetry;
 use std::error::Error;
@@ -27,7 +27,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut arguments = std::env::args().skip(1);
     let bytes: usize = arguments.next().ok_or("how many bytes?")?.parse()?;
     let port: u16 = arguments.next().map_or(Ok(0), |port| port.parse())?;
-    telemetry::start(tracing::level_filters::LevelFilter::INFO);
+    telemetry::start(tracing::level_filters::LevelFilter::INFO, None);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(serve(json_of(bytes), port))
 }
@@ -52,7 +52,13 @@ async fn serve(body: Bytes, port: u16) -> Result<(), Box<dyn Error>> {
             batch_items_max: 1,
             request_timeout: Duration::from_secs(120),
         },
+        requests: Budget::new(1 << 10),
         bodies: Budget::new(1 << 30),
+        connections: Connections::new(1 << 10),
+        monitor: Arc::default(),
+        queue: None,
+        cache: None,
+        origins: Origins::default(),
         targets: Arc::default(),
         device_sets: Arc::default(),
         admin: None,
@@ -68,6 +74,7 @@ async fn serve(body: Bytes, port: u16) -> Result<(), Box<dyn Error>> {
     let stop = async {
         signals.next().await;
     };
-    server::serve(listener, router, lifecycle, stop, Duration::from_secs(1)).await;
+    let transport = server::Transport { connections: Connections::new(1 << 10), tls: None };
+    server::serve(listener, transport, router, lifecycle, stop, Duration::from_secs(1)).await;
     Ok(())
 }

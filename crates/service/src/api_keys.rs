@@ -6,15 +6,13 @@
 //! Deliberately absent: how a key comes with a request (`http::keys`), scopes and expiry. Who gets a name of their own can be
 //! shut out by taking its line away.
 
+use crate::watched::{self, LOOK_EVERY, Watched};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::str::FromStr;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
-
-/// How often the file is looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// What a line or an entry looks like.
 const FORM: &str = "name:digest, with a name of 1 to 64 letters, digits, `.`, `_` and `-`, and the key's SHA-256 in 64 \
@@ -104,15 +102,8 @@ fn parse_file(text: &str) -> Result<Vec<ApiKey>, String> {
 #[derive(Debug)]
 pub struct ApiKeys {
     settled: Vec<ApiKey>,
-    file: Option<KeyFile>,
+    file: Option<Watched>,
     of_file: RwLock<Vec<ApiKey>>,
-}
-
-/// A file, and what it held when it was opened: a change before the watch begins is a change too.
-#[derive(Debug)]
-struct KeyFile {
-    path: PathBuf,
-    opened: KeyDigest,
 }
 
 impl ApiKeys {
@@ -127,10 +118,9 @@ impl ApiKeys {
         }
         let (file, of_file) = match file {
             Some(path) => {
-                let text = read(path)?;
-                let (path, opened) = (path.to_owned(), digest_of(text.as_bytes()));
-                let keys = parse_file(&text).map_err(|error| of(&path, &error))?;
-                (Some(KeyFile { path, opened }), keys)
+                let content = watched::read(path).map_err(|error| of_file(&error))?;
+                let keys = parse_content(&content).map_err(|error| of_file(&format!("{}: {error}", path.display())))?;
+                (Some(Watched::new(&[path], [&*content])), keys)
             }
             None => (None, Vec::new()),
         };
@@ -156,33 +146,25 @@ impl ApiKeys {
 
     async fn watch_every(&self, pause: Duration) {
         let Some(file) = &self.file else { return std::future::pending().await };
-        // The whole file is compared, which is small: its time and length may stay when its text does not.
-        let mut seen = Ok(file.opened);
-        loop {
-            tokio::time::sleep(pause).await;
-            let text = read(&file.path);
-            let now = text.as_deref().map(|text| digest_of(text.as_bytes())).map_err(|_| ());
-            if now == seen {
-                continue;
+        let take = |contents: Result<Vec<Vec<u8>>, String>| match contents
+            .and_then(|contents| parse_content(&contents.concat()))
+        {
+            Ok(keys) => {
+                tracing::info!(keys = keys.len(), "the file of API keys was read again");
+                *self.of_file.write().unwrap_or_else(PoisonError::into_inner) = keys;
             }
-            seen = now;
-            match text.and_then(|text| parse_file(&text).map_err(|error| of(&file.path, &error))) {
-                Ok(keys) => {
-                    tracing::info!(keys = keys.len(), "the file of API keys was read again");
-                    *self.of_file.write().unwrap_or_else(PoisonError::into_inner) = keys;
-                }
-                Err(error) => tracing::error!(error, "API keys stay what they were"),
-            }
-        }
+            Err(error) => tracing::error!(error = of_file(&error), "API keys stay what they were"),
+        };
+        file.watch(pause, take).await;
     }
 }
 
-fn read(file: &Path) -> Result<String, String> {
-    std::fs::read_to_string(file).map_err(|error| of(file, &error.to_string()))
+fn parse_content(content: &[u8]) -> Result<Vec<ApiKey>, String> {
+    parse_file(std::str::from_utf8(content).map_err(|error| error.to_string())?)
 }
 
-fn of(file: &Path, error: &str) -> String {
-    format!("NEXUS_API_KEYS_FILE={}: {error}", file.display())
+fn of_file(error: &str) -> String {
+    format!("NEXUS_API_KEYS_FILE={error}")
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ pub use values::{
     Toggle,
 };
 
+use crate::http::Origins;
 use clap::Args;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
@@ -222,6 +223,14 @@ pub struct ListenSettings {
     /// Port to listen on; 0 takes a free one
     #[arg(long, env = "NEXUS_PORT", value_name = "PORT", default_value = "8000", value_parser = values::port)]
     pub port: u16,
+
+    /// Certificate for TLS, with those between it and a root, in PEM; read again when it changes. Unset, as the key: no TLS
+    #[arg(long, env = "NEXUS_TLS_CERT_FILE", value_name = "FILE")]
+    pub tls_cert_file: Option<PathBuf>,
+
+    /// Private key of the certificate, in PEM
+    #[arg(long, env = "NEXUS_TLS_KEY_FILE", value_name = "FILE")]
+    pub tls_key_file: Option<PathBuf>,
 }
 
 impl ListenSettings {
@@ -238,6 +247,15 @@ pub struct HttpSettings {
     /// Where it listens
     #[command(flatten)]
     pub listen: ListenSettings,
+
+    /// Most requests under `/api/v1` that are worked on at once; those beyond are answered 503, and 429 where a client with a
+    /// key has its part of them
+    #[arg(long, env = "NEXUS_REQUESTS_MAX", value_name = "N", default_value = "1024", value_parser = values::positive)]
+    pub requests_max: NonZeroUsize,
+
+    /// Most connections; the one that has been idle for longest goes for a new one
+    #[arg(long, env = "NEXUS_CONNECTIONS_MAX", value_name = "N", default_value = "4096", value_parser = values::positive)]
+    pub connections_max: NonZeroUsize,
 
     /// Largest request body with vectors, of `/api/v1/retrieve` and `/api/v1/targets`, decoded; beyond it, 413
     #[arg(long, env = "NEXUS_BODY_BYTES_MAX", value_name = "BYTES", default_value = "2GiB")]
@@ -283,6 +301,14 @@ pub struct HttpSettings {
     /// File of such clients, one a line, which is read again when it changes
     #[arg(long, env = "NEXUS_API_KEYS_FILE", value_name = "FILE")]
     pub api_keys_file: Option<PathBuf>,
+
+    /// Origins of web pages that may ask from a browser (CORS), as `https://console.example.com` with commas between, or `*`
+    #[arg(long, env = "NEXUS_CORS_ORIGINS", value_name = "ORIGIN,…", value_parser = values::origins)]
+    pub cors_origins: Option<Origins>,
+
+    /// Address of an OpenTelemetry collector that takes OTLP over HTTP, such as `http://127.0.0.1:4318`; unset, no traces are sent
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL", value_parser = values::collector)]
+    pub otlp_endpoint: Option<String>,
 
     /// Time for one request, body included; beyond it, 504
     #[arg(long, env = "NEXUS_REQUEST_TIMEOUT_MS", value_name = "MS", default_value = "120000", value_parser = values::milliseconds)]
@@ -404,6 +430,14 @@ impl HttpSettings {
                     self.bodies_bytes_max
                 ));
             }
+        }
+        let ListenSettings { tls_cert_file, tls_key_file, .. } = &self.listen;
+        if tls_cert_file.is_some() != tls_key_file.is_some() {
+            let (given, missing) = match tls_cert_file {
+                Some(_) => ("NEXUS_TLS_CERT_FILE", "NEXUS_TLS_KEY_FILE"),
+                None => ("NEXUS_TLS_KEY_FILE", "NEXUS_TLS_CERT_FILE"),
+            };
+            return Err(format!("{given} is set, and {missing} is not: TLS needs both"));
         }
         let Some(url) = &self.targets_url else { return Ok(()) };
         if values::parse_s3_url(url).is_none() {

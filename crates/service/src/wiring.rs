@@ -15,7 +15,7 @@ pub(crate) use devices::CPU_BATCH_TOKENS;
 
 use crate::settings::{CacheSettings, Settings};
 use etcetera::BaseStrategy;
-use nexus_engine::{Engine, EngineOptions, Models, QueueWaits, Reloader};
+use nexus_engine::{Engine, EngineOptions, Models, Observer, QueueView, QueueWaits, Reloader};
 use nexus_storage::EmbeddingCache;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -49,6 +49,11 @@ impl Running {
         self.engine.take_queue_waits()
     }
 
+    /// What waits for a device.
+    pub fn queue(&self) -> QueueView {
+        self.engine.queue()
+    }
+
     /// Tokens that wait for a device, now.
     pub fn queued_tokens(&self) -> usize {
         self.engine.queued_tokens()
@@ -61,8 +66,9 @@ impl Running {
     }
 }
 
-/// Starts the engine, which opens devices and loads both models in the background; returns at once. To be called on a runtime.
-pub fn start(settings: &Settings) -> Result<Running, StartError> {
+/// Starts the engine, which opens devices and loads both models in the background; returns at once. What is done is told to `observer`. To be called on a
+/// runtime.
+pub fn start(settings: &Settings, observer: Arc<dyn Observer>) -> Result<Running, StartError> {
     let options = EngineOptions {
         queue_tokens_max: settings.engine.queue_tokens_max.get(),
         text_tokens_max: settings.engine.text_tokens_max,
@@ -73,7 +79,7 @@ pub fn start(settings: &Settings) -> Result<Running, StartError> {
     let engine_settings = settings.engine.clone();
     let kernel_cache = kernel_cache(settings);
     let open = move || devices::open(&engine_settings, kernel_cache);
-    let engine = Engine::start(open, options, cache.clone(), retriever, reranker)?;
+    let engine = Engine::start_observed(open, options, observer, cache.clone(), retriever, reranker)?;
     Ok(Running { models: engine.models().clone(), cache, engine })
 }
 

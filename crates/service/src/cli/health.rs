@@ -1,7 +1,10 @@
 //! `nexus health`: one question to a running service, for health checks of containers that have no other HTTP client.
 //!
-//! The answer is the exit status: 0 for yes, 1 for anything else. Deliberately absent: TLS, redirects, and all else that
-//! asking this machine does not need.
+//! The answer is the exit status: 0 for yes, 1 for anything else. Over TLS, the certificate has to be the one in
+//! `NEXUS_TLS_CERT_FILE`, whatever name it is for. Deliberately absent: redirects, and all else that asking this machine does not
+//! need.
+
+mod pinned;
 
 use super::Failure;
 use crate::settings::ListenSettings;
@@ -9,6 +12,7 @@ use clap::Args;
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
 use std::time::{Duration, Instant};
+use tokio_rustls::rustls::pki_types::CertificateDer;
 
 /// Time for all of it. Health checks that take longer are ended by who started them, without a reason.
 const TIMEOUT: Duration = Duration::from_secs(4);
@@ -34,8 +38,13 @@ pub(super) fn run(args: &HealthArgs) -> Result<(), Failure> {
         None => of_settings(&args.listen)?,
     };
     let path = if args.ready { "/ready" } else { "/health" };
-    let failed = |what: String| Failure::Run(format!("http://{authority}{path}: {what}"));
-    let answer = ask(&authority, path).map_err(|error| failed(no_answer(&error)))?;
+    let certificate = match &args.listen.tls_cert_file {
+        Some(file) if args.url.is_none() => Some(pinned::certificate(file).map_err(Failure::Usage)?),
+        _ => None,
+    };
+    let scheme = if certificate.is_some() { "https" } else { "http" };
+    let failed = |what: String| Failure::Run(format!("{scheme}://{authority}{path}: {what}"));
+    let answer = ask(&authority, path, certificate).map_err(|error| failed(no_answer(&error)))?;
     let (status, body) = parse(&answer).ok_or_else(|| failed("the answer is not HTTP".to_owned()))?;
     if status == 200 {
         return super::print(&format!("{}\n", said(body).unwrap_or_else(|| "200".to_owned())));
@@ -72,26 +81,39 @@ fn of_settings(listen: &ListenSettings) -> Result<String, Failure> {
 }
 
 /// The whole answer, as it came. HTTP/1.0 has no chunks, and ends with the connection.
-fn ask(authority: &str, path: &str) -> io::Result<Vec<u8>> {
+fn ask(authority: &str, path: &str, certificate: Option<CertificateDer<'static>>) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + TIMEOUT;
-    let mut stream = connect(&authority.to_socket_addrs()?.collect::<Vec<_>>(), deadline)?;
-    stream.set_write_timeout(Some(left(deadline)?))?;
+    let socket = connect(&authority.to_socket_addrs()?.collect::<Vec<_>>(), deadline)?;
+    socket.set_write_timeout(Some(left(deadline)?))?;
+    socket.set_read_timeout(Some(left(deadline)?))?;
+    let limits = socket.try_clone()?;
+    let mut stream: Box<dyn Channel> = match certificate {
+        Some(certificate) => Box::new(pinned::over(socket, certificate)?),
+        None => Box::new(socket),
+    };
     let question = format!("GET {path} HTTP/1.0\r\nhost: {authority}\r\nuser-agent: nexus-health\r\n\r\n");
     stream.write_all(question.as_bytes())?;
     let mut answer = Vec::new();
     let mut buffer = [0; 4096];
     while answer.len() < ANSWER_BYTES_MAX {
         // Each read has what is left, so that a byte now and then is no way around the limit.
-        stream.set_read_timeout(Some(left(deadline)?))?;
+        limits.set_read_timeout(Some(left(deadline)?))?;
         match stream.read(&mut buffer) {
             Ok(0) => break,
             Ok(bytes) => answer.extend_from_slice(&buffer[..bytes]),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // The end of the connection without the end of TLS; an answer that lacks something is found out anyway.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => break,
             Err(error) => return Err(error),
         }
     }
     Ok(answer)
 }
+
+/// What can be written to and read from.
+trait Channel: io::Read + io::Write {}
+
+impl<T: io::Read + io::Write> Channel for T {}
 
 /// The first address that takes a connection.
 fn connect(addresses: &[SocketAddr], deadline: Instant) -> io::Result<TcpStream> {
@@ -144,7 +166,8 @@ mod tests {
 
     #[test]
     fn addresses() {
-        let listen = |host: &str| ListenSettings { host: host.to_owned(), port: 8000 };
+        let listen =
+            |host: &str| ListenSettings { host: host.to_owned(), port: 8000, tls_cert_file: None, tls_key_file: None };
         for (host, expected) in [
             ("127.0.0.1", "127.0.0.1:8000"),
             ("0.0.0.0", "127.0.0.1:8000"),

@@ -54,7 +54,7 @@ pub(super) struct PullArgs {
 pub(super) fn run(args: &PullArgs) -> Result<(), Failure> {
     // Lines in between would say nothing that a user of this command wants to know.
     let level = args.settings.log.log_level.filter();
-    telemetry::start(if level == LevelFilter::INFO { LevelFilter::WARN } else { level });
+    telemetry::start(if level == LevelFilter::INFO { LevelFilter::WARN } else { level }, None);
     let (store, path) = store(args)?;
     if let Some(dir) = &args.into {
         // Now, and not after gigabytes.

@@ -3,11 +3,14 @@
 use super::{Failure, ServeArgs, ready};
 use crate::api_keys::ApiKeys;
 use crate::device_sets::DeviceSets;
-use crate::http::{self, Admin, App, Budget, Limits, Resident, server};
+use crate::http::tls::Tls;
+use crate::http::{self, Admin, App, Budget, Connections, Limits, Resident, server};
+use crate::monitor::Monitor;
 use crate::settings::ListenSettings;
 use crate::shutdown::{Hangups, Lifecycle, Signals};
 use crate::stats::Stats;
-use crate::{telemetry, terminal, wiring};
+use crate::traces::Traces;
+use crate::{limits, telemetry, terminal, wiring};
 use nexus_engine::Reloader;
 use nexus_storage::CacheStats;
 use std::convert::Infallible;
@@ -22,12 +25,15 @@ const FAILURE_GRACE: Duration = Duration::from_secs(5);
 
 pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
     args.settings.check().and_then(|()| args.http.check()).map_err(Failure::Usage)?;
-    telemetry::start(args.settings.log.log_level.filter());
+    // Before the runtime, and given up after it: what sends them blocks.
+    let traces = args.http.otlp_endpoint.as_deref().map(Traces::start).transpose().map_err(Failure::Usage)?;
+    telemetry::start(args.settings.log.log_level.filter(), traces.as_ref());
     let runtime = super::runtime()?;
     let result = runtime.block_on(serve(args));
     // Work that can not be interrupted, such as the parsing of a large body, has no one left to answer to. The process ends
     // now; a runtime that ends before it would make threads panic that wait for a download on it.
     std::mem::forget(runtime);
+    drop(traces);
     result
 }
 
@@ -36,6 +42,10 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let unwatched = |error: std::io::Error| Failure::Run(format!("can not watch signals: {error}"));
     let mut signals = Signals::register().map_err(unwatched)?;
     let hangups = Hangups::register().map_err(unwatched)?;
+    let tls = match (&http.listen.tls_cert_file, &http.listen.tls_key_file) {
+        (Some(certificate), Some(key)) => Some(Arc::new(Tls::open(certificate, key).map_err(Failure::Usage)?)),
+        _ => None,
+    };
     // The port comes first: /health answers while models load, and a taken port is known before any work is done.
     let listener = bind(&http.listen).await?;
     let settled = http.api_keys.as_ref().map_or(&[][..], |list| &list.0);
@@ -50,7 +60,8 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
     if settings.models.serves_built_in() {
         tracing::info!("MODEL_BUCKET is unset: serving the small built-in models");
     }
-    let running = wiring::start(settings).map_err(|error| Failure::Run(error.to_string()))?;
+    let monitor = Arc::new(Monitor::default());
+    let running = wiring::start(settings, monitor.clone()).map_err(|error| Failure::Run(error.to_string()))?;
 
     let targets = Arc::new(Resident::default());
     wiring::targets::open(http, settings, Arc::clone(&targets));
@@ -58,24 +69,32 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
     wiring::search::open(http, settings, Arc::clone(&device_sets));
 
     let lifecycle = Lifecycle::default();
+    let connections = Connections::new(limits::connections(http.connections_max.get()));
+    let transport = server::Transport { connections: connections.clone(), tls: tls.clone() };
     let reported = lifecycle.clone();
     let app = App {
         models: Arc::clone(&running.models),
         lifecycle: lifecycle.clone(),
         limits: Limits::from(http),
+        requests: Budget::new(http.requests_max.get()),
         bodies: Budget::new(http.bodies_bytes_max.as_usize()),
+        connections: connections.clone(),
+        monitor: Arc::clone(&monitor),
+        queue: Some(running.queue()),
+        cache: Some(Arc::clone(&running.cache)),
+        origins: http.cors_origins.clone().unwrap_or_default(),
         targets,
         device_sets,
         keys: keys.clone(),
         admin: http.admin_token.as_deref().map(|token| Admin::new(token, running.reloader().clone())),
     };
-    announce(&listener)?;
+    announce(&listener, tls.is_some())?;
 
     let shutdown_timeout = http.shutdown_timeout();
     let stop = Notify::new();
     let serving = async {
         let router = http::router(Arc::new(app));
-        let deadline = server::serve(listener, router, lifecycle, stop.notified(), shutdown_timeout).await;
+        let deadline = server::serve(listener, transport, router, lifecycle, stop.notified(), shutdown_timeout).await;
         finish(&running, deadline).await;
     };
     let signalled = async {
@@ -96,6 +115,12 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
             None => std::future::pending().await,
         }
     };
+    let watching_tls = async {
+        match &tls {
+            Some(tls) => tls.watch().await,
+            None => std::future::pending().await,
+        }
+    };
     let ended = tokio::select! {
         () = serving => {
             tracing::info!("stopped");
@@ -105,6 +130,8 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
         failure = fail(running.models.replicas.ended(), &stop, FAILURE_GRACE) => Err(failure),
         () = watching => Ok(()),
         () = watching_keys => Ok(()),
+        () = watching_tls => Ok(()),
+        never = monitor.watch() => match never {},
         never = reload_on(hangups, running.reloader()) => match never {},
         never = stats.report(&running, &reported) => match never {},
     };
@@ -145,7 +172,7 @@ async fn reload_on(mut hangups: Hangups, reloader: &Reloader) -> Infallible {
 }
 
 async fn bind(listen: &ListenSettings) -> Result<TcpListener, Failure> {
-    let ListenSettings { host, port } = listen;
+    let ListenSettings { host, port, .. } = listen;
     TcpListener::bind((listen.bare_host(), *port)).await.map_err(|error| {
         let setting = if error.kind() == std::io::ErrorKind::AddrInUse { "NEXUS_PORT" } else { "NEXUS_HOST" };
         Failure::Run(format!("can not listen on {host}:{port}: {error}; {setting} sets another"))
@@ -153,10 +180,11 @@ async fn bind(listen: &ListenSettings) -> Result<TcpListener, Failure> {
 }
 
 /// On standard output, for people and for programs that asked for any free port.
-fn announce(listener: &TcpListener) -> Result<(), Failure> {
+fn announce(listener: &TcpListener, tls: bool) -> Result<(), Failure> {
     let address = listener.local_addr().map_err(|error| Failure::Run(format!("the socket has no address: {error}")))?;
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "listening");
-    super::print(&format!("listening on http://{address}\n"))
+    let scheme = if tls { "https" } else { "http" };
+    super::print(&format!("listening on {scheme}://{address}\n"))
 }
 
 /// Ends the engine and writes out the cache.

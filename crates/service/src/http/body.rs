@@ -1,16 +1,19 @@
 //! Getting at the body of a request: its type, its coding, its size, its bytes.
 
-use super::App;
-use super::budget::Share;
+use super::budget::{Exhausted, Share};
 use super::coding::Coding;
-use super::error::{ApiError, Problem};
+use super::error::{ApiError, Problem, Rejection};
+use super::keys::Client;
+use super::{App, admission};
 use axum::extract::Request;
 use axum::http::{HeaderMap, StatusCode, header};
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
+use hyper::body::Body as _;
 use std::io;
 use std::ops::Deref;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Work on more bytes than this moves off the threads that serve sockets: it would take longer than a millisecond.
@@ -23,9 +26,6 @@ const RESERVE_BYTES_MAX: usize = 16 << 20;
 /// reset connection if its bytes were left lying.
 const DRAIN_BYTES_MAX: usize = 64 << 20;
 const DRAIN_TIME_MAX: Duration = Duration::from_secs(5);
-
-/// After how long to ask again when there is no memory left for bodies: most are read and parsed within a second.
-const BUDGET_RETRY_AFTER_S: u64 = 1;
 
 /// What a body is declared to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,6 +43,7 @@ pub(super) struct IncomingBody {
     bytes_max: usize,
     /// Decoded bytes so far.
     bytes: usize,
+    client: Option<Arc<str>>,
 }
 
 /// Opens the body of a request, which may have at most `bytes_max` bytes when it is decoded, and be bytes instead of
@@ -52,6 +53,7 @@ pub(super) fn open(
     bytes_max: usize,
     binary: bool,
 ) -> Result<(MediaType, Option<usize>, IncomingBody), ApiError> {
+    let client = Client::of(request.extensions());
     let (parts, body) = request.into_parts();
     let length = content_length(&parts.headers);
     let checked = media_type(&parts.headers, binary).and_then(|media_type| {
@@ -65,7 +67,7 @@ pub(super) fn open(
         Ok((media_type, coding)) => (media_type, coding, None),
         Err(error) => (MediaType::Json, Coding::Identity, Some(error)),
     };
-    let body = IncomingBody { stream: coding.decode(body), coding, bytes_max, bytes: 0 };
+    let body = IncomingBody { stream: coding.decode(body), coding, bytes_max, bytes: 0, client };
     match refusal {
         Some(error) => Err(body.refuse(error)),
         None => {
@@ -75,7 +77,22 @@ pub(super) fn open(
     }
 }
 
+/// Gives up the body of a request that nothing was read of.
+pub(super) fn decline(request: Request, error: ApiError) -> ApiError {
+    let body = request.into_body();
+    if body.is_end_stream() {
+        return error;
+    }
+    let coding = Coding::Identity;
+    IncomingBody { stream: coding.decode(body), coding, bytes_max: 0, bytes: 0, client: None }.refuse(error)
+}
+
 impl IncomingBody {
+    /// A part of the memory for bodies, for whoever sent this one.
+    pub(super) fn share(&self, app: &App) -> Share {
+        app.bodies.share(self.client.clone())
+    }
+
     /// The next bytes; `None` at the end.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, ApiError> {
         let Some(chunk) = self.stream.next().await else { return Ok(None) };
@@ -124,10 +141,10 @@ pub(super) async fn read_json(app: &App, request: Request, bytes_max: usize) -> 
     let (_, length, mut body) = open(request, bytes_max, false)?;
     let length = length.unwrap_or(0);
     // Before it is sent, where it is known that it will not fit.
-    if length > app.bodies.free() {
-        return Err(body.refuse(no_room()));
+    if !app.bodies.has(length) {
+        return Err(body.refuse(no_room(Exhausted::All)));
     }
-    let mut share = app.bodies.share();
+    let mut share = body.share(app);
     let mut bytes = BytesMut::with_capacity(length.min(RESERVE_BYTES_MAX));
     loop {
         let chunk = match body.next().await {
@@ -135,8 +152,8 @@ pub(super) async fn read_json(app: &App, request: Request, bytes_max: usize) -> 
             Ok(None) => break,
             Err(error) => return Err(body.refuse(error)),
         };
-        if !share.resize(bytes.len() + chunk.len()) {
-            return Err(body.refuse(no_room()));
+        if let Err(exhausted) = share.resize(bytes.len() + chunk.len()) {
+            return Err(body.refuse(no_room(exhausted)));
         }
         bytes.extend_from_slice(&chunk);
     }
@@ -182,8 +199,8 @@ fn content_length(headers: &HeaderMap) -> Option<u64> {
     headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
-pub(super) fn no_room() -> ApiError {
-    ApiError::unavailable("the memory for request bodies is taken; try again", BUDGET_RETRY_AFTER_S)
+pub(super) fn no_room(exhausted: Exhausted) -> ApiError {
+    admission::refusal(exhausted, Rejection::Bytes, "bytes of request bodies")
 }
 
 fn too_large(bytes_max: usize) -> ApiError {

@@ -9,10 +9,11 @@ use axum::extract::{Request, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use nexus_engine::{EmbedItem, Embedding, Retriever};
+use nexus_engine::{EmbedItem, Embedding, Retriever, Role};
 use serde::Serialize;
 use serde_json::json;
 use std::sync::Arc;
+use std::time::Instant;
 use utoipa::ToSchema;
 
 /// One control to embed.
@@ -119,7 +120,7 @@ pub(super) async fn single(State(app): State<Arc<App>>, request: Request) -> Res
     let bytes = body::read_json(&app, request, app.limits.text_body_bytes_max).await?;
     let item = body::off_runtime(bytes.len(), move || parse_single(&bytes)).await??;
     let retriever = app.retriever()?;
-    embed(&*retriever, vec![item], Form::Single).await
+    embed(&app, &*retriever, vec![item], Form::Single).await
 }
 
 /// Embeds many controls. The answers come in the order of the items.
@@ -146,7 +147,7 @@ pub(super) async fn batch(State(app): State<Arc<App>>, request: Request) -> Resu
     let items_max = app.limits.batch_items_max;
     let items = body::off_runtime(bytes.len(), move || parse_batch(&bytes, items_max)).await??;
     let retriever = app.retriever()?;
-    embed(&*retriever, items, Form::Batch).await
+    embed(&app, &*retriever, items, Form::Batch).await
 }
 
 /// A control to embed, checked but for what only the model knows.
@@ -225,7 +226,7 @@ fn parse_options(fields: &mut Fields, defaults: &Options, problems: &mut Problem
     Options { instruction, dimensions, format }
 }
 
-async fn embed(retriever: &dyn Retriever, items: Vec<Item>, form: Form) -> Result<Response, ApiError> {
+async fn embed(app: &App, retriever: &dyn Retriever, items: Vec<Item>, form: Form) -> Result<Response, ApiError> {
     let dimensions_max = retriever.info().dimensions;
     check_dimensions(&items, dimensions_max)?;
     let (heads, requests): (Vec<_>, Vec<_>) = items
@@ -241,7 +242,9 @@ async fn embed(retriever: &dyn Retriever, items: Vec<Item>, form: Form) -> Resul
         return Err(ApiError::internal());
     }
     let bytes = heads.len() * dimensions_max * size_of::<f32>();
+    let embedded = Instant::now();
     let response = body::off_runtime(bytes, move || respond(&heads, &embeddings, form)).await??;
+    app.monitor.serialized(Role::Retriever, embedded.elapsed());
     Ok(revision::mark(response, &retriever.info().revision))
 }
 

@@ -8,10 +8,52 @@ use nexus_engine::{EngineError, ModelState, Role};
 use nexus_vectors::{BodyError, ErrorKind, Loc};
 use serde::Serialize;
 use serde_json::{Value, json};
+use std::sync::Arc;
 use utoipa::{IntoResponses, ToSchema};
 
 /// After how long to ask again while a model loads.
 const LOADING_RETRY_AFTER_S: u64 = 2;
+
+/// After how long to ask again when there is too much to do: most requests are over within a second.
+const REJECTED_RETRY_AFTER_S: u64 = 1;
+
+/// Which bound a request was refused for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rejection {
+    /// Of requests in flight.
+    Requests,
+    /// Of tokens that wait.
+    Tokens,
+    /// Of bytes of bodies.
+    Bytes,
+    /// Of what one client may hold.
+    Client,
+    /// Of time.
+    Timeout,
+}
+
+impl Rejection {
+    /// All there are.
+    pub const ALL: [Self; 5] = [Self::Requests, Self::Tokens, Self::Bytes, Self::Client, Self::Timeout];
+
+    /// `requests`, `tokens`, `bytes`, `client` or `timeout`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Tokens => "tokens",
+            Self::Bytes => "bytes",
+            Self::Client => "client",
+            Self::Timeout => "timeout",
+        }
+    }
+}
+
+/// What a refusal says, for whoever looks at responses on their way out.
+#[derive(Clone, Debug)]
+pub(super) struct Refusal {
+    pub(super) detail: Arc<str>,
+    pub(super) rejection: Option<Rejection>,
+}
 
 /// Why a request was not answered with what it asked for.
 #[derive(Debug)]
@@ -26,6 +68,8 @@ pub(super) enum ApiError {
         detail: String,
         /// When to try again, where that makes sense.
         retry_after_s: Option<u64>,
+        /// The bound, where it was for one.
+        rejection: Option<Rejection>,
     },
 }
 
@@ -107,7 +151,7 @@ impl ApiError {
 
     /// A status with a sentence.
     pub(super) fn refused(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self::Refused { status, detail: detail.into(), retry_after_s: None }
+        Self::Refused { status, detail: detail.into(), retry_after_s: None, rejection: None }
     }
 
     /// 503 with when to try again.
@@ -116,7 +160,18 @@ impl ApiError {
             status: StatusCode::SERVICE_UNAVAILABLE,
             detail: detail.into(),
             retry_after_s: Some(retry_after_s),
+            rejection: None,
         }
+    }
+
+    /// There is too much to do: 429 where it is the client's own doing, 504 where it took too long, else 503.
+    pub(super) fn rejected(rejection: Rejection, detail: impl Into<String>) -> Self {
+        let (status, retry_after_s) = match rejection {
+            Rejection::Client => (StatusCode::TOO_MANY_REQUESTS, Some(REJECTED_RETRY_AFTER_S)),
+            Rejection::Timeout => (StatusCode::GATEWAY_TIMEOUT, None),
+            _ => (StatusCode::SERVICE_UNAVAILABLE, Some(REJECTED_RETRY_AFTER_S)),
+        };
+        Self::Refused { status, detail: detail.into(), retry_after_s, rejection: Some(rejection) }
     }
 
     /// 500 that says no more than that. The log has the reason.
@@ -150,7 +205,12 @@ impl ApiError {
                 let loc = std::iter::once(Step::Key("body")).chain(place(field, index)).collect();
                 Self::problem(Problem::new("value_error", loc, message))
             }
-            EngineError::Overloaded { retry_after_s } => Self::unavailable(error.to_string(), retry_after_s),
+            EngineError::Overloaded { retry_after_s } => Self::Refused {
+                status: StatusCode::SERVICE_UNAVAILABLE,
+                detail: error.to_string(),
+                retry_after_s: Some(retry_after_s),
+                rejection: Some(Rejection::Tokens),
+            },
             EngineError::ShuttingDown | EngineError::Device(_) => Self::unavailable(error.to_string(), 1),
             EngineError::Model(_) => {
                 tracing::error!(%error, "the model failed");
@@ -184,8 +244,10 @@ impl IntoResponse for ApiError {
     fn into_response(self) -> Response {
         match self {
             Self::Invalid(detail) => (StatusCode::UNPROCESSABLE_ENTITY, Json(Problems { detail })).into_response(),
-            Self::Refused { status, detail, retry_after_s } => {
+            Self::Refused { status, detail, retry_after_s, rejection } => {
+                let refusal = Refusal { detail: detail.as_str().into(), rejection };
                 let mut response = (status, Json(ErrorDetail { detail })).into_response();
+                response.extensions_mut().insert(refusal);
                 if let Some(seconds) = retry_after_s {
                     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
                 }
@@ -219,6 +281,9 @@ pub(super) enum BodyRefusals {
     /// Something in the body is wrong.
     #[response(status = 422)]
     Invalid(ValidationErrors),
+    /// The client, which has an API key, has too much in flight already.
+    #[response(status = 429, headers(("Retry-After" = u64, description = "Seconds until another try makes sense.")))]
+    TooMany(ErrorDetail),
     /// The service or a model failed.
     #[response(status = 500)]
     Failed(ErrorDetail),

@@ -46,7 +46,7 @@ pub(super) struct ReplicaReadiness {
 }
 
 impl From<ReplicaStatus> for ReplicaReadiness {
-    fn from(ReplicaStatus { device, state }: ReplicaStatus) -> Self {
+    fn from(ReplicaStatus { device, state, .. }: ReplicaStatus) -> Self {
         let (status, detail) = match state {
             ReplicaState::Loading => ("loading", None),
             ReplicaState::Serving => ("serving", None),
@@ -186,18 +186,7 @@ pub(super) async fn health() -> Json<Health> {
 pub(super) async fn ready(State(app): State<Arc<App>>) -> (StatusCode, Json<Readiness>) {
     let models: Vec<ModelReadiness> = app.models.status().into_iter().map(ModelReadiness::from).collect();
     let replicas = app.models.replicas.status().into_iter().map(ReplicaReadiness::from).collect();
-    let detail = app.models.replicas.failure();
-    let status = if detail.is_some() {
-        "failed"
-    } else if app.lifecycle.is_stopping() {
-        "stopping"
-    } else if models.iter().any(|model| model.status == "failed") {
-        "failed"
-    } else if models.iter().any(|model| model.status == "loading") {
-        "loading"
-    } else {
-        "ready"
-    };
+    let (status, detail) = app.readiness();
     let code = if status == "ready" { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
     (code, Json(Readiness { status, models, replicas, detail }))
 }

@@ -66,7 +66,7 @@ pub(super) async fn ingest(
     let Opened { form, mut body } = opened;
     let mut parser = BodyParser::new(form, purpose, LIMITS);
     let mut under_way = UnderWay::default();
-    let mut share = app.bodies.share();
+    let mut share = body.share(app);
     match read(&mut body, &mut parser, &mut under_way, &mut share, sink).await {
         Ok(()) => {}
         // Where blocks before it are wrong, too, the first is told.
@@ -99,9 +99,7 @@ async fn read(
             under_way.push(block, sink).await?;
         }
         fed?;
-        if !share.resize(parser.held_bytes() + under_way.bytes + sink.held_bytes()) {
-            return Err(body::no_room());
-        }
+        share.resize(parser.held_bytes() + under_way.bytes + sink.held_bytes()).map_err(body::no_room)?;
         if chunk_bytes > INLINE_BYTES_MAX {
             // Others are waiting for this thread, too.
             tokio::task::yield_now().await;

@@ -2,19 +2,24 @@
 //!
 //! Handlers read a body, check it, call the engine or `nexus-vectors`, and write the answer; nothing is computed here.
 //!
-//! Deliberately absent: TLS, metrics, limits for each client.
+//! Deliberately absent: what is counted (`crate::monitor`), and keys (`crate::api_keys`).
 
 mod admin;
+mod admission;
 mod bearer;
 mod body;
 mod budget;
 mod coding;
+mod connections;
+mod cross_origin;
 mod docs;
 mod embed;
 mod error;
 mod health;
+mod held;
 mod ingest;
 mod keys;
+mod metrics;
 mod observe;
 mod openapi;
 mod parts;
@@ -22,7 +27,9 @@ mod rerank;
 mod retrieve;
 mod revision;
 pub mod server;
+mod status;
 mod targets;
+pub mod tls;
 mod validate;
 
 #[cfg(test)]
@@ -30,18 +37,24 @@ mod tests;
 
 pub use admin::Admin;
 pub use budget::Budget;
+pub use connections::Connections;
+pub use cross_origin::Origins;
+pub use error::Rejection;
 pub use openapi::document as openapi_document;
 pub use targets::Resident;
 
 use crate::api_keys::ApiKeys;
 use crate::device_sets::DeviceSets;
+use crate::monitor::Monitor;
 use crate::settings::HttpSettings;
 use crate::shutdown::Lifecycle;
 use axum::http::StatusCode;
 use axum::routing::{get, post};
 use axum::{Router, middleware};
 use error::ApiError;
-use nexus_engine::{Models, Reranker, Retriever, Role};
+use nexus_engine::{ModelState, Models, QueueView, Reranker, Retriever, Role};
+use nexus_storage::EmbeddingCache;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 use tower_http::CompressionLevel;
@@ -52,7 +65,6 @@ use tower_http::compression::predicate::SizeAbove;
 const COMPRESSED_BYTES_MIN: u16 = 1024;
 
 /// What handlers need.
-#[derive(Debug)]
 pub struct App {
     /// The models, ready or on the way.
     pub models: Arc<Models>,
@@ -60,8 +72,18 @@ pub struct App {
     pub lifecycle: Lifecycle,
     /// What a request may ask for.
     pub limits: Limits,
+    /// The requests that are worked on.
+    pub requests: Budget,
     /// The memory for bodies that are being read.
     pub bodies: Budget,
+    /// The connections that are open.
+    pub connections: Connections,
+    /// What is counted.
+    pub monitor: Arc<Monitor>,
+    /// What waits for devices, where there are any.
+    pub queue: Option<QueueView>,
+    /// Where embeddings are kept.
+    pub cache: Option<Arc<dyn EmbeddingCache>>,
     /// Target sets that clients have sent to be kept.
     pub targets: Arc<Resident>,
     /// Those of them that are on a GPU.
@@ -70,6 +92,14 @@ pub struct App {
     pub admin: Option<Admin>,
     /// Who may ask for anything else; everybody where there are no keys.
     pub keys: Option<Arc<ApiKeys>>,
+    /// Web pages of which other origins may ask.
+    pub origins: Origins,
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App").field("limits", &self.limits).finish_non_exhaustive()
+    }
 }
 
 /// What a request may ask for.
@@ -97,6 +127,24 @@ impl From<&HttpSettings> for Limits {
 }
 
 impl App {
+    /// In one word, and with the reason where it is known: `ready`, `loading`, `failed` or `stopping`.
+    fn readiness(&self) -> (&'static str, Option<String>) {
+        let failure = self.models.replicas.failure();
+        let states = || self.models.status().into_iter().map(|model| model.state);
+        let status = if failure.is_some() {
+            "failed"
+        } else if self.lifecycle.is_stopping() {
+            "stopping"
+        } else if states().any(|state| matches!(state, ModelState::Failed { .. })) {
+            "failed"
+        } else if states().any(|state| matches!(state, ModelState::Loading { .. })) {
+            "loading"
+        } else {
+            "ready"
+        };
+        (status, failure)
+    }
+
     fn retriever(&self) -> Result<Arc<dyn Retriever>, ApiError> {
         self.models.retriever.get().map_err(|state| ApiError::not_ready(Role::Retriever, state))
     }
@@ -108,22 +156,28 @@ impl App {
 
 /// All endpoints.
 pub fn router(app: Arc<App>) -> Router {
-    let routes = Router::new()
-        .route("/health", get(health::health))
-        .route("/ready", get(health::ready))
+    let work = Router::new()
         .route("/api/v1/embed", post(embed::single))
         .route("/api/v1/embed/batch", post(embed::batch))
         .route("/api/v1/retrieve", post(retrieve::retrieve))
         .route("/api/v1/rerank", post(rerank::rerank))
         .route("/api/v1/targets", get(targets::list))
         .route("/api/v1/targets/{name}", get(targets::get).put(targets::put).delete(targets::delete))
+        .route_layer(middleware::from_fn_with_state(Arc::clone(&app), admission::admit));
+    let routes = Router::new()
+        .route("/health", get(health::health))
+        .route("/ready", get(health::ready))
+        .route("/", get(status::page))
+        .route("/status", get(status::status))
+        .route("/metrics", get(metrics::metrics))
+        .merge(work)
         .merge(admin::routes(&app))
         .merge(docs::routes())
         .fallback(async || ApiError::refused(StatusCode::NOT_FOUND, "Not Found"))
         .method_not_allowed_fallback(async || ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"))
         .with_state(Arc::clone(&app))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), keys::ask));
-    observed(routes, app)
+    observed(app.origins.allow(routes), app)
 }
 
 /// `routes` with what happens around every request: an id, a log line, a time limit, a net under panics, and compression

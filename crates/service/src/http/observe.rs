@@ -1,9 +1,15 @@
 //! What happens around every request: an id, a log line, a time limit, and a net under panics.
 
-use super::error::ApiError;
+use super::budget::Share;
+use super::connections::Connection;
+use super::error::{ApiError, Refusal, Rejection};
+use super::held::{Holds, holding};
+use super::keys::Client;
 use super::{App, admin};
-use axum::extract::{Request, State};
-use axum::http::{HeaderName, HeaderValue, StatusCode, Version, header};
+use crate::monitor::{Answered, Failed, now_ms};
+use crate::traces::continue_trace;
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse as _, Response};
 use futures::FutureExt as _;
@@ -26,6 +32,8 @@ const REQUEST_ID_BYTES_MAX: usize = 128;
 /// The outermost layer.
 pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let in_flight = app.lifecycle.enter();
+    let connection = request.extensions().get::<Arc<Connection>>().cloned();
+    let busy = connection.as_ref().map(Connection::enter);
     let id = request_id(&request);
     let http1 = request.version() < Version::HTTP_2;
     let span = tracing::info_span!(
@@ -34,8 +42,12 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
         method = %request.method(),
         path = request.uri().path(),
         client = tracing::field::Empty,
+        trace = tracing::field::Empty,
     );
-    let end = End::new(&request, span.clone());
+    if let Some(trace) = continue_trace(&span, request.headers()) {
+        span.record("trace", trace);
+    }
+    let end = End::new(&request, &app, span.clone());
     let probe = end.probe;
     let is_reload = app.admin.is_some() && request.uri().path() == admin::PATH;
     let bound = if is_reload { admin::TIME_MAX } else { app.limits.request_timeout };
@@ -55,10 +67,19 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
         Ok(Err(_)) => ApiError::internal().into_response(),
         Err(_) => {
             let ms = time_max.as_millis();
-            ApiError::refused(StatusCode::GATEWAY_TIMEOUT, format!("no answer within {ms} ms")).into_response()
+            ApiError::rejected(Rejection::Timeout, format!("no answer within {ms} ms")).into_response()
         }
     };
 
+    let refusal = response.extensions_mut().remove::<Refusal>();
+    if let Some(rejection) = refusal.as_ref().and_then(|refusal| refusal.rejection) {
+        app.monitor.rejected(rejection);
+    }
+    if !probe && is_told(response.status()) {
+        let detail = refusal.map_or_else(|| response.status().to_string(), |refusal| refusal.detail.to_string());
+        let client = Client::of(response.extensions());
+        app.monitor.failed(end.failed(&id, client, response.status(), detail));
+    }
     response.headers_mut().insert(REQUEST_ID, id);
     if http1 && app.lifecycle.is_stopping() {
         response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -68,7 +89,16 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     }
     end.answered(response.status());
     drop(in_flight);
-    response
+    let mut holds = Holds::new(response.extensions_mut().remove::<Arc<Share>>(), busy);
+    if let Some(connection) = connection.filter(|_| !http1) {
+        holds.for_at_most(app.limits.request_timeout, connection);
+    }
+    response.map(|body| holding(body, holds))
+}
+
+/// Whether operators look for it: errors of the service's, and clients that ask too much.
+fn is_told(status: StatusCode) -> bool {
+    status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS
 }
 
 /// How long a request may take.
@@ -114,21 +144,64 @@ fn request_id(request: &Request) -> HeaderValue {
 /// Logs how a request ended, even when the client left and the future was dropped.
 struct End {
     started: Instant,
+    app: Arc<App>,
     span: Span,
+    method: Method,
+    path: String,
+    /// The pattern of the route.
+    endpoint: Option<MatchedPath>,
     probe: bool,
     answered: bool,
 }
 
+/// What is counted where a client left: nginx's status for it, which nobody is sent.
+const CLIENT_LEFT: u16 = 499;
+
+/// What requests are counted as that no route is for.
+const OTHER: &str = "other";
+
 impl End {
-    fn new(request: &Request, span: Span) -> Self {
-        // Load balancers ask every few seconds.
-        let probe = matches!(request.uri().path(), "/health" | "/ready");
-        Self { started: Instant::now(), span, probe, answered: false }
+    fn new(request: &Request, app: &Arc<App>, span: Span) -> Self {
+        let path = request.uri().path();
+        Self {
+            started: Instant::now(),
+            app: Arc::clone(app),
+            span,
+            method: request.method().clone(),
+            path: path.to_owned(),
+            endpoint: request.extensions().get::<MatchedPath>().cloned(),
+            // They are asked for every few seconds, by load balancers and by who looks on.
+            probe: matches!(path, "/health" | "/ready" | "/metrics" | "/status"),
+            answered: false,
+        }
+    }
+
+    fn failed(&self, id: &HeaderValue, client: Option<Arc<str>>, status: StatusCode, detail: String) -> Failed {
+        Failed {
+            at_ms: now_ms(),
+            request_id: id.to_str().unwrap_or_default().to_owned(),
+            client,
+            method: self.method.to_string(),
+            path: self.path.clone(),
+            status: status.as_u16(),
+            detail,
+        }
+    }
+
+    fn count(&self, status: u16) {
+        self.app.monitor.answered(Answered {
+            endpoint: self.endpoint.as_ref().map_or(OTHER, MatchedPath::as_str),
+            method: self.method.as_str(),
+            status,
+            took: self.started.elapsed(),
+            probe: self.probe,
+        });
     }
 
     fn answered(mut self, status: StatusCode) {
         self.answered = true;
         let (status, ms) = (status.as_u16(), self.elapsed_ms());
+        self.count(status);
         self.span.in_scope(|| {
             if self.probe {
                 tracing::debug!(status, ms, "answered");
@@ -146,6 +219,7 @@ impl End {
 impl Drop for End {
     fn drop(&mut self) {
         if !self.answered {
+            self.count(CLIENT_LEFT);
             self.span.in_scope(|| tracing::info!(ms = self.elapsed_ms(), "the client left"));
         }
     }

@@ -1,6 +1,6 @@
 //! The specification: collected from the endpoints' own declarations, served, and checked in as `openapi.json`.
 
-use super::{admin, embed, health, rerank, retrieve, targets};
+use super::{admin, embed, health, metrics, rerank, retrieve, status, targets};
 use utoipa::OpenApi;
 
 #[derive(OpenApi)]
@@ -21,6 +21,8 @@ use utoipa::OpenApi;
         targets::delete,
         health::health,
         health::ready,
+        metrics::metrics,
+        status::status,
         admin::reload,
     ),
     tags(

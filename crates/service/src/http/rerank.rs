@@ -8,8 +8,10 @@ use axum::Json;
 use axum::extract::{Request, State};
 use axum::response::{IntoResponse as _, Response};
 use nexus_engine::Reranker;
+use nexus_engine::Role;
 use serde::Serialize;
 use std::sync::Arc;
+use std::time::Instant;
 use utoipa::ToSchema;
 
 /// A source and its candidates.
@@ -93,12 +95,15 @@ pub(super) async fn rerank(State(app): State<Arc<App>>, request: Request) -> Res
         tracing::error!(asked = ids.len(), got = scores.len(), "the reranker lost count");
         return Err(ApiError::internal());
     }
+    let scored = Instant::now();
     let mut rankings: Vec<Ranking> =
         ids.into_iter().zip(scores).map(|(control_id, score)| Ranking { control_id, score }).collect();
     // Stable: equal scores stay in the order of the request.
     rankings.sort_by(|a, b| b.score.total_cmp(&a.score));
     rankings.truncate(top_n.unwrap_or(usize::MAX));
-    Ok(revision::mark(Json(RerankResponse { rankings }).into_response(), &reranker.info().revision))
+    let response = Json(RerankResponse { rankings }).into_response();
+    app.monitor.serialized(Role::Reranker, scored.elapsed());
+    Ok(revision::mark(response, &reranker.info().revision))
 }
 
 async fn score(reranker: &dyn Reranker, source: String, texts: Vec<String>) -> Result<Vec<f32>, ApiError> {

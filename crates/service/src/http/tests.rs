@@ -1,14 +1,17 @@
 //! The endpoints over fakes of both models, without a socket.
 
+mod admission;
 mod compact;
+mod cross_origin;
 mod fakes;
 mod hits;
 mod keys;
 mod refusals;
+mod seen;
 mod shape;
 mod target_sets;
 
-use super::{App, Budget, Limits, router};
+use super::{App, Budget, Connections, Limits, Origins, router};
 use crate::shutdown::Lifecycle;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
@@ -17,6 +20,9 @@ use serde_json::Value;
 use std::sync::Arc;
 use std::time::Duration;
 use tower::ServiceExt as _;
+
+/// Requests that are worked on at once.
+const REQUESTS_MAX: usize = 8;
 
 /// Room for one of the largest bodies, and a part of another.
 const BODIES_BYTES_MAX: usize = 13_000;
@@ -47,7 +53,13 @@ fn app(models: Models) -> Arc<App> {
             batch_items_max: 8,
             request_timeout: Duration::from_millis(500),
         },
+        requests: Budget::new(REQUESTS_MAX),
         bodies: Budget::new(BODIES_BYTES_MAX),
+        connections: Connections::new(1),
+        monitor: Arc::default(),
+        queue: None,
+        cache: None,
+        origins: Origins::default(),
         targets: Arc::default(),
         device_sets: Arc::default(),
         admin: None,

@@ -1,6 +1,8 @@
 //! The types of settings: what is allowed, and how a refusal reads. Every message says what would be right.
 
 use crate::api_keys::{self, ApiKey};
+use crate::http::Origins;
+use axum::http::HeaderValue;
 use nexus_compute::cpu::{CpuWeights, Isa};
 use std::fmt;
 use std::num::{NonZeroU64, NonZeroUsize};
@@ -383,6 +385,29 @@ pub(super) fn token(s: &str) -> Result<String, String> {
 /// Clients and the digests of their keys.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApiKeyList(pub Vec<ApiKey>);
+
+/// The address of a collector of traces.
+pub(super) fn collector(s: &str) -> Result<String, String> {
+    let host = s.trim().strip_prefix("http://").filter(|rest| !rest.is_empty() && !rest.starts_with('/'));
+    // Collectors run beside the service, and go on with TLS from there.
+    host.map(|_| s.trim().to_owned()).ok_or_else(|| "an address that starts with http://".to_owned())
+}
+
+/// Origins of web pages.
+pub(super) fn origins(s: &str) -> Result<Origins, String> {
+    let expected = || "`*`, or origins such as https://console.example.com with commas between".to_owned();
+    if s.trim() == "*" {
+        return Ok(Origins::Any);
+    }
+    // As browsers send them: a scheme, a host, perhaps a port, in small letters, and nothing behind.
+    let origin = |origin: &str| {
+        let host = origin.strip_prefix("https://").or_else(|| origin.strip_prefix("http://"))?;
+        let sane = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_:[]".contains(&byte);
+        (!host.is_empty() && host.bytes().all(sane)).then(|| HeaderValue::from_str(origin).ok())?
+    };
+    let list: Option<Vec<_>> = s.split(',').map(str::trim).filter(|it| !it.is_empty()).map(origin).collect();
+    list.filter(|list| !list.is_empty()).map(Origins::These).ok_or_else(expected)
+}
 
 /// A list of clients. What is wrong is not quoted: it may be a key.
 pub(super) fn api_keys(s: &str) -> Result<ApiKeyList, String> {

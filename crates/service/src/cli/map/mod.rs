@@ -9,8 +9,10 @@ use crate::settings::Settings;
 use crate::shutdown::Signals;
 use crate::{telemetry, wiring};
 use clap::{Args, ValueEnum};
+use nexus_engine::Unobserved;
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tracing::level_filters::LevelFilter;
 
 #[derive(Args, Debug)]
@@ -64,7 +66,7 @@ pub(super) fn run(args: &MapArgs) -> Result<(), Failure> {
     args.settings.check().map_err(Failure::Usage)?;
     // Lines in between would spoil the bar and say nothing that a user of this command wants to know.
     let level = args.settings.log.log_level.filter();
-    telemetry::start(if level == LevelFilter::INFO { LevelFilter::WARN } else { level });
+    telemetry::start(if level == LevelFilter::INFO { LevelFilter::WARN } else { level }, None);
 
     let source = catalog::read(&args.source).map_err(Failure::Run)?;
     let target = catalog::read(&args.target).map_err(Failure::Run)?;
@@ -101,7 +103,8 @@ async fn compute(
     source: &catalog::Catalog,
     target: &catalog::Catalog,
 ) -> Result<Vec<Vec<mapping::Match>>, Failure> {
-    let running = wiring::start(&args.settings).map_err(|error| Failure::Run(error.to_string()))?;
+    let running =
+        wiring::start(&args.settings, Arc::new(Unobserved)).map_err(|error| Failure::Run(error.to_string()))?;
     ready::wait(&running.models).await?;
     let matches = mapping::compute(&running.models, source, target, args.top_k.get(), args.candidates.get()).await;
     running.shutdown().await;

@@ -205,7 +205,9 @@ async fn over_a_socket<T>(app: Arc<App>, client: impl AsyncFnOnce(TcpStream) -> 
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("an address");
     let lifecycle = app.lifecycle.clone();
-    let serving = server::serve(listener, router(app), lifecycle, std::future::pending(), Duration::from_secs(1));
+    let transport = server::Transport { connections: app.connections.clone(), tls: None };
+    let serving =
+        server::serve(listener, transport, router(app), lifecycle, std::future::pending(), Duration::from_secs(1));
     tokio::select! {
         _ = serving => panic!("it serves until it is stopped"),
         answer = async { client(TcpStream::connect(address).await.expect("a connection")).await } => answer,
