@@ -29,6 +29,7 @@ pub(crate) struct CachedRetriever {
     shared: Arc<Inner>,
     keys: CacheKeyBuilder,
     in_flight: Arc<InFlight>,
+    pause: Pause,
 }
 
 struct Inner {
@@ -91,12 +92,25 @@ const INLINE_BYTES_MAX: usize = 256 << 10;
 /// How long to wait before a list that is partly done is tried again on a full queue.
 const FULL_PAUSE: Duration = Duration::from_millis(20);
 
+/// Waits as long.
+pub(crate) type Pause = Box<dyn Fn(Duration) -> BoxFuture<'static, ()> + Send + Sync>;
+
 /// A text that is not in the cache: its key, and itself.
 type Missing = (CacheKey, EmbedItem);
 
 impl CachedRetriever {
     pub(crate) fn new(retriever: Arc<dyn Retriever>, cache: Arc<dyn EmbeddingCache>, keys: CacheKeyBuilder) -> Self {
-        Self { shared: Arc::new(Inner { retriever, cache }), keys, in_flight: Arc::default() }
+        Self::with_pause(retriever, cache, keys, Box::new(|time| tokio::time::sleep(time).boxed()))
+    }
+
+    /// With a clock of its own.
+    pub(crate) fn with_pause(
+        retriever: Arc<dyn Retriever>,
+        cache: Arc<dyn EmbeddingCache>,
+        keys: CacheKeyBuilder,
+        pause: Pause,
+    ) -> Self {
+        Self { shared: Arc::new(Inner { retriever, cache }), keys, in_flight: Arc::default(), pause }
     }
 
     async fn keys(&self, items: Vec<EmbedItem>) -> Result<(Vec<CacheKey>, Vec<EmbedItem>), EngineError> {
@@ -126,7 +140,7 @@ impl CachedRetriever {
         loop {
             match self.resolve(missing, looked_up_at).await {
                 Err(EngineError::Overloaded { .. }) if started.load(Ordering::Relaxed) => {
-                    tokio::time::sleep(FULL_PAUSE).await;
+                    (self.pause)(FULL_PAUSE).await;
                 }
                 Err(error) => return Err(moved(error, |at| offset + at)),
                 Ok(embeddings) => {

@@ -13,6 +13,7 @@ use crate::{EngineError, QueueWaits, Role, loaded::LoadedModel, packer, waits::W
 use std::{
     collections::{BTreeSet, VecDeque},
     sync::{Arc, Condvar, Mutex, MutexGuard},
+    task::Poll,
     time::Instant,
 };
 use tokio::sync::oneshot;
@@ -132,6 +133,12 @@ struct Queued {
     since: Instant,
 }
 
+/// A [`Task`] that is not counted yet.
+enum Taken {
+    Run(Vec<Queued>),
+    Prove,
+}
+
 const fn lane_of(role: Role) -> usize {
     match role {
         Role::Retriever => 0,
@@ -160,7 +167,7 @@ impl Queue {
         let since = Instant::now();
         jobs.into_iter().for_each(|job| state.lanes[lane_of(job.model.role())].push_back(Queued { job, since }));
         drop(state);
-        self.arrived.notify_all();
+        self.wake();
         Ok(())
     }
 
@@ -182,7 +189,7 @@ impl Queue {
             state.lanes[lane_of(job.model.role())].push_front(Queued { job, since });
         }
         drop(state);
-        self.arrived.notify_all();
+        self.wake();
     }
 
     /// Answers the jobs for which no replica is left.
@@ -196,14 +203,14 @@ impl Queue {
         }
         state.queued_tokens -= lost.iter().map(|job| job.tokens.len()).sum::<usize>();
         drop(state);
-        self.arrived.notify_all();
+        self.wake();
         lost.into_iter().for_each(Job::give_up);
     }
 
     /// Asks replicas to show that they work, before they get anything else.
     pub(crate) fn prove(&self, replicas: &BTreeSet<usize>) {
         self.lock().to_prove.extend(replicas);
-        self.arrived.notify_all();
+        self.wake();
     }
 
     /// Whether it refuses new work for good.
@@ -237,30 +244,42 @@ impl Queue {
     /// What it had before is done. `None` once the queue is closed and empty, and nothing can come back.
     pub(crate) fn take(&self, replica: usize, tokens_max: usize) -> Option<Task> {
         let mut state = self.lock();
+        let taken = loop {
+            match self.look(&mut state, replica, tokens_max) {
+                Poll::Ready(taken) => break taken,
+                Poll::Pending => state = self.arrived.wait(state).unwrap_or_else(|e| e.into_inner()),
+            }
+        };
+        drop(state);
+        self.hand_out(taken?)
+    }
+
+    /// What a replica does next, where that is known.
+    fn look(&self, state: &mut State, replica: usize, tokens_max: usize) -> Poll<Option<Taken>> {
         if state.busy.remove(&replica) && state.closed {
-            self.arrived.notify_all();
+            self.wake();
         }
-        loop {
-            if state.abandoned {
-                return None;
-            }
-            if state.to_prove.remove(&replica) {
-                state.idle.remove(&replica);
-                state.busy.insert(replica);
-                return Some(Task::Prove);
-            }
-            if let Some(queued) = state.next(replica, tokens_max) {
-                state.idle.remove(&replica);
-                state.busy.insert(replica);
-                drop(state);
-                return self.hand_out(queued).map(Task::Run);
-            }
-            if state.closed && state.busy.is_empty() && state.lanes.iter().all(VecDeque::is_empty) {
-                return None;
-            }
+        if state.abandoned {
+            return Poll::Ready(None);
+        }
+        let taken = if state.to_prove.remove(&replica) {
+            Taken::Prove
+        } else if let Some(queued) = state.next(replica, tokens_max) {
+            Taken::Run(queued)
+        } else if state.closed && state.busy.is_empty() && state.lanes.iter().all(VecDeque::is_empty) {
+            return Poll::Ready(None);
+        } else {
             state.idle.insert(replica);
-            state = self.arrived.wait(state).unwrap_or_else(|e| e.into_inner());
-        }
+            return Poll::Pending;
+        };
+        state.idle.remove(&replica);
+        state.busy.insert(replica);
+        Poll::Ready(Some(taken))
+    }
+
+    /// Has every replica that waits look again.
+    fn wake(&self) {
+        self.arrived.notify_all();
     }
 
     /// A replica takes nothing any more.
@@ -270,14 +289,15 @@ impl Queue {
         state.idle.remove(&replica);
         state.to_prove.remove(&replica);
         drop(state);
-        self.arrived.notify_all();
+        self.wake();
     }
 
-    fn hand_out(&self, queued: Vec<Queued>) -> Option<Work> {
+    fn hand_out(&self, taken: Taken) -> Option<Task> {
+        let Taken::Run(queued) = taken else { return Some(Task::Prove) };
         let model = Arc::clone(&queued.first()?.job.model);
         let now = Instant::now();
         queued.iter().for_each(|queued| self.waits.record(now - queued.since));
-        Some(Work { model, jobs: queued.into_iter().map(|queued| queued.job).collect() })
+        Some(Task::Run(Work { model, jobs: queued.into_iter().map(|queued| queued.job).collect() }))
     }
 
     /// How long jobs have waited that were handed out since the last call.
@@ -293,7 +313,7 @@ impl Queue {
     /// Refuses new work; what is queued is still served.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
-        self.arrived.notify_all();
+        self.wake();
     }
 
     /// Refuses new work and forgets what is queued: whoever waits for it is told that the process is shutting down.
@@ -314,7 +334,7 @@ impl Queue {
         state.queued_tokens = 0;
         let queued = std::mem::take(&mut state.lanes).into_iter().flatten().collect();
         drop(state);
-        self.arrived.notify_all();
+        self.wake();
         queued
     }
 
