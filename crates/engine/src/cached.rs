@@ -11,7 +11,7 @@ use futures::{
     future::{BoxFuture, Shared, WeakShared, join_all},
     stream,
 };
-use nexus_storage::{CacheKey, CacheKeyBuilder, EmbeddingCache, Vector};
+use nexus_storage::{CacheKey, CacheKeyBuilder, EmbeddingCache, Vector, record::all_finite};
 use std::{
     collections::HashMap,
     sync::{
@@ -111,6 +111,12 @@ impl CachedRetriever {
         pause: Pause,
     ) -> Self {
         Self { shared: Arc::new(Inner { retriever, cache }), keys, in_flight: Arc::default(), pause }
+    }
+
+    /// How many keys flights work on, now.
+    #[cfg(test)]
+    pub(crate) fn keys_in_flight(&self) -> usize {
+        self.in_flight.lock().len()
     }
 
     async fn keys(&self, items: Vec<EmbedItem>) -> Result<(Vec<CacheKey>, Vec<EmbedItem>), EngineError> {
@@ -280,8 +286,9 @@ impl Inner {
     fn hits(&self, found: Vec<Option<Vector>>, items: &[&EmbedItem]) -> Vec<Option<Embedding>> {
         let all = self.retriever.info().dimensions;
         let hit = |(vector, item): (Option<Vector>, &&EmbedItem)| {
-            // The key covers the length; a store that answers with another one is not believed.
-            let vector = vector.filter(|vector| vector.len() == item.dimensions.unwrap_or(all))?;
+            // The key covers the length, and no vector is kept that is not finite; a store that answers with another one
+            // is not believed.
+            let vector = vector.filter(|it| it.len() == item.dimensions.unwrap_or(all) && all_finite(it))?;
             Some(Embedding { vector, cache_hit: true })
         };
         found.into_iter().zip(items).map(hit).collect()

@@ -114,6 +114,12 @@ impl Tokens {
         Self { tokenizer, model, queue, permits: Arc::new(Semaphore::new(threads)) }
     }
 
+    /// How many threads could tokenize, now.
+    #[cfg(test)]
+    pub(crate) fn threads_free(&self) -> usize {
+        self.permits.available_permits()
+    }
+
     /// Runs `encode` on a thread that may block: a long text would hold up every other request otherwise. Refused at
     /// once when the queue would not take the tokens anyway.
     async fn work<T: Send + 'static>(&self, encode: impl FnOnce() -> T + Send + 'static) -> Result<T, EngineError> {

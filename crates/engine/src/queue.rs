@@ -51,7 +51,7 @@ impl Job {
     }
 
     /// Whether a replica that has a copy of the model may try it.
-    fn may_run_on(&self, replica: usize) -> bool {
+    pub(crate) fn may_run_on(&self, replica: usize) -> bool {
         !matches!(self.setback, Some(Setback::Memory(tried, _)) if tried == replica)
     }
 
@@ -108,6 +108,9 @@ pub(crate) struct Queue {
     arrived: Condvar,
     queued_tokens_max: usize,
     waits: Waits,
+    /// How often the replicas that wait were woken, for tests that step them by hand.
+    #[cfg(test)]
+    pub(crate) wakes: std::sync::atomic::AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -131,6 +134,14 @@ struct State {
 struct Queued {
     job: Job,
     since: Instant,
+    /// Batches of the other lane that replicas took instead of it.
+    passed_over: usize,
+}
+
+impl Queued {
+    fn new(job: Job, since: Instant) -> Self {
+        Self { job, since, passed_over: 0 }
+    }
 }
 
 /// A [`Task`] that is not counted yet.
@@ -148,7 +159,14 @@ const fn lane_of(role: Role) -> usize {
 
 impl Queue {
     pub(crate) fn new(queued_tokens_max: usize) -> Self {
-        Self { state: Mutex::default(), arrived: Condvar::new(), queued_tokens_max, waits: Waits::default() }
+        Self {
+            state: Mutex::default(),
+            arrived: Condvar::new(),
+            queued_tokens_max,
+            waits: Waits::default(),
+            #[cfg(test)]
+            wakes: Default::default(),
+        }
     }
 
     /// Queues all of `jobs` or none. A request larger than the whole queue is admitted when nothing else waits: it could
@@ -165,7 +183,7 @@ impl Queue {
         }
         state.queued_tokens += tokens;
         let since = Instant::now();
-        jobs.into_iter().for_each(|job| state.lanes[lane_of(job.model.role())].push_back(Queued { job, since }));
+        jobs.into_iter().for_each(|job| state.lanes[lane_of(job.model.role())].push_back(Queued::new(job, since)));
         drop(state);
         self.wake();
         Ok(())
@@ -186,7 +204,7 @@ impl Queue {
         let since = Instant::now();
         for job in jobs.into_iter().rev() {
             state.queued_tokens += job.tokens.len();
-            state.lanes[lane_of(job.model.role())].push_front(Queued { job, since });
+            state.lanes[lane_of(job.model.role())].push_front(Queued::new(job, since));
         }
         drop(state);
         self.wake();
@@ -254,6 +272,13 @@ impl Queue {
         self.hand_out(taken?)
     }
 
+    /// Like [`Self::take`]; pending where that would wait.
+    #[cfg(test)]
+    pub(crate) fn try_take(&self, replica: usize, tokens_max: usize) -> Poll<Option<Task>> {
+        let looked = self.look(&mut self.lock(), replica, tokens_max);
+        looked.map(|taken| self.hand_out(taken?))
+    }
+
     /// What a replica does next, where that is known.
     fn look(&self, state: &mut State, replica: usize, tokens_max: usize) -> Poll<Option<Taken>> {
         if state.busy.remove(&replica) && state.closed {
@@ -279,6 +304,8 @@ impl Queue {
 
     /// Has every replica that waits look again.
     fn wake(&self) {
+        #[cfg(test)]
+        self.wakes.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         self.arrived.notify_all();
     }
 
@@ -303,6 +330,13 @@ impl Queue {
     /// How long jobs have waited that were handed out since the last call.
     pub(crate) fn take_waits(&self) -> QueueWaits {
         self.waits.take()
+    }
+
+    /// The jobs that wait, by lane, for tests that look at each.
+    #[cfg(test)]
+    pub(crate) fn each_waiting<T>(&self, of: impl Fn(&Job) -> T) -> [Vec<T>; 2] {
+        let state = self.lock();
+        [0, 1].map(|lane| state.lanes[lane].iter().map(|queued| of(&queued.job)).collect())
     }
 
     /// Tokens that wait now.
@@ -347,28 +381,32 @@ impl Queue {
 impl State {
     /// The next batch for a replica, never an empty one: jobs of one model, in order of arrival.
     fn next(&mut self, replica: usize, tokens_max: usize) -> Option<Vec<Queued>> {
-        for turn in 1..=self.lanes.len() {
-            let lane = (self.last_served + turn) % self.lanes.len();
-            self.drop_abandoned(lane);
-            let Some(first) = first_for(&self.lanes[lane], replica) else { continue };
-            let queue = &mut self.lanes[lane];
-            let model = Arc::clone(&queue[first].job.model);
-            let alike = || {
-                let runs = |queued: &&Queued| Arc::ptr_eq(&queued.job.model, &model) && queued.job.may_run_on(replica);
-                queue.range(first..).take_while(runs).map(|queued| queued.job.tokens.len())
-            };
-            let others = self.idle.iter().filter(|&&other| other != replica && model.is_on(other)).count();
-            let share = match others {
-                0 => tokens_max,
-                _ => alike().sum::<usize>().div_ceil(others + 1).max(SHARE_TOKENS_MIN).min(tokens_max),
-            };
-            let count = packer::fitting(alike(), share);
-            let batch: Vec<Queued> = queue.drain(first..first + count).collect();
-            self.queued_tokens -= batch.iter().map(|queued| queued.job.tokens.len()).sum::<usize>();
-            self.last_served = lane;
-            return Some(batch);
+        (0..self.lanes.len()).for_each(|lane| self.drop_abandoned(lane));
+        let first_of = |lane| Some((lane, first_for(&self.lanes[lane], replica)?));
+        let firsts: Vec<(usize, usize)> = (0..self.lanes.len()).filter_map(first_of).collect();
+        // Lanes take turns. A replica that serves jobs behind one that it can not take uses its lane's turn up, too: so
+        // what has been passed over goes first.
+        let claim = |&&(lane, first): &&(usize, usize)| (self.lanes[lane][first].passed_over, lane != self.last_served);
+        let &(lane, first) = firsts.iter().max_by_key(claim)?;
+        for &(other, first) in firsts.iter().filter(|(other, _)| *other != lane) {
+            self.lanes[other][first].passed_over += 1;
         }
-        None
+        let queue = &mut self.lanes[lane];
+        let model = Arc::clone(&queue[first].job.model);
+        let alike = || {
+            let runs = |queued: &&Queued| Arc::ptr_eq(&queued.job.model, &model) && queued.job.may_run_on(replica);
+            queue.range(first..).take_while(runs).map(|queued| queued.job.tokens.len())
+        };
+        let others = self.idle.iter().filter(|&&other| other != replica && model.is_on(other)).count();
+        let share = match others {
+            0 => tokens_max,
+            _ => alike().sum::<usize>().div_ceil(others + 1).max(SHARE_TOKENS_MIN).min(tokens_max),
+        };
+        let count = packer::fitting(alike(), share);
+        let batch: Vec<Queued> = queue.drain(first..first + count).collect();
+        self.queued_tokens -= batch.iter().map(|queued| queued.job.tokens.len()).sum::<usize>();
+        self.last_served = lane;
+        Some(batch)
     }
 
     fn drop_abandoned(&mut self, lane: usize) {
@@ -396,5 +434,7 @@ fn first_for(lane: &VecDeque<Queued>, replica: usize) -> Option<usize> {
     })
 }
 
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

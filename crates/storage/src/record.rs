@@ -84,7 +84,8 @@ pub fn decode(key: &CacheKey, record: &[u8]) -> Result<Vector, Damage> {
     if all_finite(&vector) { Ok(vector) } else { Err(Damage::NonFinite) }
 }
 
-pub(crate) fn all_finite(vector: &[f32]) -> bool {
+/// Whether each component is.
+pub fn all_finite(vector: &[f32]) -> bool {
     // Without a branch for each component: this is on the path of every put.
     vector.iter().fold(true, |all, x| all & x.is_finite())
 }
