@@ -187,8 +187,8 @@ pub(crate) fn draw_text(dice: &mut Dice, plan: &Plan, common: &[Vec<u32>], short
     let length = match dice.below(1000) {
         _ if short => dice.within(1..4),
         // Long enough that its key is computed on a thread that may block.
-        0..3 => 70_000,
-        3..60 => dice.within(15..80),
+        0 => 70_000,
+        1..60 => dice.within(15..80),
         _ => dice.within(1..10),
     };
     let mut words = draw_words(dice, length);

@@ -39,7 +39,7 @@ use std::{
     env,
     hash::{DefaultHasher, Hash, Hasher},
     panic::{AssertUnwindSafe, catch_unwind},
-    sync::PoisonError,
+    sync::{Arc, PoisonError},
 };
 use world::{Trace, World};
 
@@ -51,12 +51,16 @@ fn setting(name: &str) -> Option<u64> {
     env::var(name).ok().map(|value| value.parse().unwrap_or_else(|_| panic!("{name}={value} is not a number")))
 }
 
-/// Runs a seed; its trace, and whether all was well.
-fn run(seed: u64) -> (Vec<String>, bool) {
-    let trace = Trace::default();
-    let well = catch_unwind(AssertUnwindSafe(|| World::new(seed, trace.clone()).run())).is_ok();
-    let lines = std::mem::take(&mut *trace.lock().unwrap_or_else(PoisonError::into_inner));
-    (lines, well)
+/// Runs a seed; whether all was well.
+fn holds(seed: u64, trace: Trace) -> bool {
+    catch_unwind(AssertUnwindSafe(|| World::new(seed, trace).run())).is_ok()
+}
+
+/// Runs a seed and keeps what happens; whether all was well.
+fn traced(seed: u64) -> (Vec<String>, bool) {
+    let lines = Arc::default();
+    let well = holds(seed, Some(Arc::clone(&lines)));
+    (std::mem::take(&mut *lines.lock().unwrap_or_else(PoisonError::into_inner)), well)
 }
 
 fn show(lines: &[String]) {
@@ -66,17 +70,17 @@ fn show(lines: &[String]) {
 #[test]
 fn every_seed_holds() {
     if let Some(seed) = setting("NEXUS_SIM_SEED") {
-        let (lines, well) = run(seed);
+        let (lines, well) = traced(seed);
         show(&lines);
         assert!(well, "seed {seed} fails");
         return;
     }
     for seed in 0..setting("NEXUS_SIM_SEEDS").unwrap_or(SEEDS) {
-        let (lines, well) = run(seed);
-        if !well {
+        if !holds(seed, None) {
+            let (lines, _) = traced(seed);
             show(&lines[lines.len().saturating_sub(LINES_SHOWN)..]);
             panic!(
-                "seed {seed} fails; to see it: NEXUS_SIM_SEED={seed} cargo test -p nexus-engine every_seed -- --nocapture"
+                "seed {seed} fails; replay it: NEXUS_SIM_SEED={seed} cargo test -p nexus-engine every_seed -- --nocapture"
             );
         }
     }
@@ -86,7 +90,7 @@ fn every_seed_holds() {
 fn the_same_seed_is_the_same_world() {
     let hash = |seed| {
         let mut hasher = DefaultHasher::new();
-        run(seed).0.hash(&mut hasher);
+        traced(seed).0.hash(&mut hasher);
         hasher.finish()
     };
     let hashes: Vec<u64> = (0..50).map(hash).collect();

@@ -38,8 +38,8 @@ const STEPS_MAX: usize = RESTLESS_STEPS + 6000;
 /// The number of the cross-encoder's only revision; the embedder's count from 1.
 const RERANKER: u64 = 1000;
 
-/// What happened, line by line.
-pub(crate) type Trace = Arc<Mutex<Vec<String>>>;
+/// What happened, line by line; `None` where nobody will read it.
+pub(crate) type Trace = Option<Arc<Mutex<Vec<String>>>>;
 
 pub(crate) struct World {
     pub(super) plan: Plan,
@@ -171,8 +171,10 @@ impl World {
     }
 
     pub(super) fn note(&self, line: impl FnOnce(&Self) -> String) {
-        let line = format!("{:4} {}", self.steps, line(self));
-        self.trace.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        if let Some(trace) = &self.trace {
+            let line = format!("{:4} {}", self.steps, line(self));
+            trace.lock().unwrap_or_else(PoisonError::into_inner).push(line);
+        }
     }
 
     /// Goes on until everybody has an answer or has left.
@@ -197,8 +199,14 @@ impl World {
             at = at.wrapping_sub(*weight);
             found
         });
-        self.happen(event.expect("weights sum up").1);
-        self.look();
+        let event = event.expect("weights sum up").1;
+        self.happen(event);
+        if !matches!(
+            event,
+            Event::Request | Event::Threads | Event::Read(_) | Event::Write | Event::Damage | Event::Time
+        ) {
+            self.look();
+        }
     }
 
     pub(super) fn be_calm(&mut self) {
@@ -441,7 +449,7 @@ impl World {
         self.chips.iter().enumerate().map(copy).collect()
     }
 
-    /// What must hold at every moment.
+    /// What must hold after whatever can change the queue.
     fn look(&mut self) {
         let mut held = BTreeSet::new();
         self.hands.iter().for_each(|hand| hand.held(&mut held));
