@@ -58,7 +58,9 @@ impl World {
 
     /// Lets everything go: the replicas end, and nothing is left.
     fn give_back(&mut self) {
-        self.queue.close();
+        if !self.happened.shutdown {
+            self.queue.close();
+        }
         while let Some(n) = self.hands.iter().position(|hand| hand.can_step()) {
             self.step_replica(n);
         }

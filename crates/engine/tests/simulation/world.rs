@@ -454,6 +454,12 @@ impl World {
         let mut held = BTreeSet::new();
         self.hands.iter().for_each(|hand| hand.held(&mut held));
         self.ledger.look(&self.queue, &held);
+        if self.ledger.wanted_tokens > 0 {
+            for hand in self.hands.iter().filter(|hand| !hand.can_step() && !hand.is_over()) {
+                let seen = self.ledger.seen_by(&self.queue, hand.replica.replica);
+                assert!(!Ledger::has_work(&seen), "replica {} sleeps, and there is work for it", hand.replica.replica);
+            }
+        }
         self.note_fullness(0);
     }
 
