@@ -127,14 +127,14 @@ impl Replica {
 
     /// The next part of a batch, and the copy that runs it.
     pub(crate) fn next_part(&self, batch: &mut Batch) -> Option<(ModelCopy, Vec<Job>)> {
-        while let Some(jobs) = batch.parts.pop() {
-            if let Some(copy) = batch.model.on(self.replica) {
-                return Some((copy, jobs));
-            }
-            // Drained after the batch was taken: another has it.
-            self.queue.put_back(jobs);
-            self.queue.sweep();
+        let mut jobs = batch.parts.pop()?;
+        if let Some(copy) = batch.model.on(self.replica) {
+            return Some((copy, jobs));
         }
+        // Drained after the batch was taken: another has it. All parts at once, so that they keep their order.
+        jobs.extend(batch.parts.drain(..).rev().flatten());
+        self.queue.put_back(jobs);
+        self.queue.sweep();
         None
     }
 

@@ -12,7 +12,7 @@ use crate::{
     replica::{Batch, Failure, Replica, Stopped},
 };
 use nexus_compute::ComputeError;
-use std::{collections::BTreeSet, sync::atomic::Ordering, task::Poll};
+use std::{sync::atomic::Ordering, task::Poll};
 
 pub(crate) struct Hand {
     pub(crate) replica: Replica,
@@ -78,16 +78,14 @@ impl Hand {
         matches!(self.doing, Doing::Over)
     }
 
-    /// The addresses of the jobs that it has.
-    pub(crate) fn held(&self, into: &mut BTreeSet<usize>) {
+    /// The addresses of the jobs that it has, in the order in which they are to run.
+    pub(crate) fn held(&self, into: &mut Vec<usize>) {
         let (batch, jobs): (_, &[Job]) = match &self.doing {
             Doing::Has(batch) => (batch, &[]),
             Doing::Runs { batch, jobs, .. } | Doing::Ran { batch, jobs, .. } => (batch, jobs),
             _ => return,
         };
-        for job in batch.parts.iter().flatten().chain(jobs) {
-            assert!(into.insert(ledger::address(job)), "a job is in one place");
-        }
+        into.extend(jobs.iter().chain(batch.parts.iter().rev().flatten()).map(ledger::address));
     }
 
     pub(crate) fn step(
@@ -156,7 +154,7 @@ impl Hand {
                 Did::so("has to prove itself")
             }
             Poll::Ready(Some(Task::Run(work))) => {
-                ledger.taken(&before, &work, self.replica.tokens_max, plan.replicas, is_wanted);
+                ledger.taken(&before, &work, replica, self.replica.tokens_max, plan.replicas, is_wanted);
                 let what = format!("takes {:?}", work.jobs.iter().map(|job| ledger.id(job)).collect::<Vec<_>>());
                 self.doing = Doing::Has(Batch::from(work));
                 Did::so(what)
@@ -178,7 +176,9 @@ impl Hand {
             }
             Err(Stopped::Compute(ComputeError::OutOfMemory(_))) => {
                 if let [job] = &jobs[..] {
-                    ledger.record(job).too_large += 1;
+                    let record = ledger.record(job);
+                    record.too_large += 1;
+                    record.too_large_on.get_or_insert(self.replica.replica);
                 }
             }
             Err(Stopped::Compute(error)) if error.is_device_failure() => {

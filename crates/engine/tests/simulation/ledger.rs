@@ -28,6 +28,8 @@ pub(crate) struct Record {
     pub(crate) device_failures: usize,
     /// Passes, alone, that did not fit.
     pub(crate) too_large: usize,
+    /// The replica of the first of them.
+    pub(crate) too_large_on: Option<usize>,
     /// Batches that it was in, and that a failure of the device ended.
     pub(crate) setbacks: usize,
     pub(crate) end: Option<End>,
@@ -51,7 +53,7 @@ pub(crate) struct Ledger {
     ids: BTreeMap<usize, usize>,
     models: Vec<(Weak<LoadedModel>, u64)>,
     /// What replicas had when it looked last.
-    held: BTreeSet<usize>,
+    held: Vec<usize>,
     /// Times that a replica put something back in front of all others.
     put_back: usize,
     /// Tokens in the queue that somebody waits for.
@@ -90,20 +92,21 @@ impl Ledger {
     }
 
     /// Looks at the queue after something happened; `held` are the jobs that replicas have.
-    pub(crate) fn look(&mut self, queue: &Queue, held: &BTreeSet<usize>) {
+    pub(crate) fn look(&mut self, queue: &Queue, held: Vec<usize>) {
         let known = &self.ids;
         let of = |job: &Job| {
             let at = address(job);
             let new = (!known.contains_key(&at)).then(|| (job.tokens.clone(), Arc::as_ptr(&job.model)));
             (at, job.tokens.len(), job.reply.is_closed(), new)
         };
-        let (mut tokens, mut seen) = (0, held.clone());
+        let (mut tokens, mut seen) = (0, held.iter().copied().collect::<BTreeSet<usize>>());
+        assert_eq!(seen.len(), held.len(), "a job is in one place");
         self.wanted_tokens = 0;
-        let mut put_back = false;
+        let mut put_back = Vec::new();
         for (at, length, left, new) in queue.each_waiting(of).into_iter().flatten() {
             assert!(seen.insert(at), "a job is in one place");
             tokens += length;
-            put_back |= self.held.contains(&at);
+            put_back.extend(self.held.contains(&at).then_some(at));
             self.wanted_tokens += if left { 0 } else { length };
             if let Some((tokens, model)) = new {
                 let revision = self.models.iter().find(|(known, _)| known.as_ptr() == model);
@@ -114,6 +117,7 @@ impl Ledger {
                     revision,
                     device_failures: 0,
                     too_large: 0,
+                    too_large_on: None,
                     setbacks: 0,
                     end: None,
                     overtaken: 0,
@@ -125,8 +129,11 @@ impl Ledger {
             assert!(job.device_failures < 2 && job.too_large < 2, "{job:?} would be run a third time");
         }
         assert_eq!(tokens, queue.queued_tokens(), "tokens of the jobs in the queue");
-        self.put_back += usize::from(put_back);
-        self.held.clone_from(held);
+        // One replica takes a step at a time, and its jobs are of one lane.
+        let in_order: Vec<usize> = self.held.iter().copied().filter(|at| put_back.contains(at)).collect();
+        assert_eq!(put_back, in_order, "what comes back keeps its order");
+        self.put_back += usize::from(!put_back.is_empty());
+        self.held = held;
         self.ids.retain(|at, _| seen.contains(at));
     }
 
@@ -152,6 +159,7 @@ impl Ledger {
         &mut self,
         before: &[Vec<Waiting>; 2],
         work: &Work,
+        replica: usize,
         tokens_max: usize,
         replicas: usize,
         is_wanted: impl Fn(u64, &[u32]) -> bool,
@@ -173,6 +181,7 @@ impl Ledger {
         }
         for &id in &taken {
             let job = &self.jobs[id];
+            assert_ne!(job.too_large_on, Some(replica), "job {id} did not fit here");
             assert!(is_wanted(job.revision, &job.tokens), "job {id} was taken, and nobody waits for it");
         }
         if let Some(passed) = before[1 - lane].iter().find(|job| job.takeable && !job.left) {
@@ -183,7 +192,7 @@ impl Ledger {
             job.overtaken += 1;
             let times = job.overtaken;
             // Each replica may have a first job of its own. What comes back goes before it in its own lane.
-            let allowed = replicas + self.put_back - job.put_back_before;
+            let allowed = replicas.min(2) + self.put_back - job.put_back_before;
             assert!(times <= allowed, "job {} has been overtaken by {times} batches of the other lane", passed.id);
         }
         taken.iter().for_each(|&id| self.jobs[id].overtaken = 0);

@@ -25,7 +25,6 @@ use crate::{
 };
 use nexus_storage::{CacheKeyBuilder, EmbeddingCache, MemoryCache, TieredCache};
 use std::{
-    collections::BTreeSet,
     sync::{Arc, Mutex, PoisonError},
     task::Poll,
 };
@@ -451,9 +450,9 @@ impl World {
 
     /// What must hold after whatever can change the queue.
     fn look(&mut self) {
-        let mut held = BTreeSet::new();
+        let mut held = Vec::new();
         self.hands.iter().for_each(|hand| hand.held(&mut held));
-        self.ledger.look(&self.queue, &held);
+        self.ledger.look(&self.queue, held);
         if self.ledger.wanted_tokens > 0 {
             for hand in self.hands.iter().filter(|hand| !hand.can_step() && !hand.is_over()) {
                 let seen = self.ledger.seen_by(&self.queue, hand.replica.replica);
