@@ -11,7 +11,7 @@ use futures::{
     future::{BoxFuture, Shared, WeakShared, join_all},
     stream,
 };
-use nexus_storage::{CacheKey, CacheKeyBuilder, EmbeddingCache, Vector};
+use nexus_storage::{CacheKey, CacheKeyBuilder, EmbeddingCache, Vector, record::all_finite};
 use std::{
     collections::HashMap,
     sync::{
@@ -31,6 +31,7 @@ pub(crate) struct CachedRetriever {
     keys: CacheKeyBuilder,
     in_flight: Arc<InFlight>,
     observer: Arc<dyn Observer>,
+    pause: Pause,
 }
 
 struct Inner {
@@ -93,18 +94,37 @@ const INLINE_BYTES_MAX: usize = 256 << 10;
 /// How long to wait before a list that is partly done is tried again on a full queue.
 const FULL_PAUSE: Duration = Duration::from_millis(20);
 
+/// Waits as long.
+pub(crate) type Pause = Box<dyn Fn(Duration) -> BoxFuture<'static, ()> + Send + Sync>;
+
 /// A text that is not in the cache: its key, and itself.
 type Missing = (CacheKey, EmbedItem);
 
 impl CachedRetriever {
     pub(crate) fn new(retriever: Arc<dyn Retriever>, cache: Arc<dyn EmbeddingCache>, keys: CacheKeyBuilder) -> Self {
+        Self::with_pause(retriever, cache, keys, Box::new(|time| tokio::time::sleep(time).boxed()))
+    }
+
+    /// With a clock of its own.
+    pub(crate) fn with_pause(
+        retriever: Arc<dyn Retriever>,
+        cache: Arc<dyn EmbeddingCache>,
+        keys: CacheKeyBuilder,
+        pause: Pause,
+    ) -> Self {
         let shared = Arc::new(Inner { retriever, cache });
-        Self { shared, keys, in_flight: Arc::default(), observer: Arc::new(Unobserved) }
+        Self { shared, keys, in_flight: Arc::default(), observer: Arc::new(Unobserved), pause }
     }
 
     /// Tells `observer` how long the cache takes.
     pub(crate) fn observed(self, observer: Arc<dyn Observer>) -> Self {
         Self { observer, ..self }
+    }
+
+    /// How many keys flights work on, now.
+    #[cfg(test)]
+    pub(crate) fn keys_in_flight(&self) -> usize {
+        self.in_flight.lock().len()
     }
 
     async fn keys(&self, items: Vec<EmbedItem>) -> Result<(Vec<CacheKey>, Vec<EmbedItem>), EngineError> {
@@ -134,7 +154,7 @@ impl CachedRetriever {
         loop {
             match self.resolve(missing, looked_up_at).await {
                 Err(EngineError::Overloaded { .. }) if started.load(Ordering::Relaxed) => {
-                    tokio::time::sleep(FULL_PAUSE).await;
+                    (self.pause)(FULL_PAUSE).await;
                 }
                 Err(error) => return Err(moved(error, |at| offset + at)),
                 Ok(embeddings) => {
@@ -274,8 +294,9 @@ impl Inner {
     fn hits(&self, found: Vec<Option<Vector>>, items: &[&EmbedItem]) -> Vec<Option<Embedding>> {
         let all = self.retriever.info().dimensions;
         let hit = |(vector, item): (Option<Vector>, &&EmbedItem)| {
-            // The key covers the length; a store that answers with another one is not believed.
-            let vector = vector.filter(|vector| vector.len() == item.dimensions.unwrap_or(all))?;
+            // The key covers the length, and no vector is kept that is not finite; a store that answers with another one
+            // is not believed.
+            let vector = vector.filter(|it| it.len() == item.dimensions.unwrap_or(all) && all_finite(it))?;
             Some(Embedding { vector, cache_hit: true })
         };
         found.into_iter().zip(items).map(hit).collect()

@@ -47,3 +47,7 @@ pub use revision::{Digests, Revision};
 pub use slot::{ModelState, ModelStatus, ReloadState, Role, Slot};
 pub use source::{BoxError, ComputeDigests, ModelSource, OpenModel, OpenedModel, Progress};
 pub use waits::QueueWaits;
+
+#[cfg(test)]
+#[path = "../tests/simulation/mod.rs"]
+mod simulation;

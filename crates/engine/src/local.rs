@@ -174,7 +174,23 @@ pub(crate) struct Tokens {
 impl Tokens {
     pub(crate) fn new(tokenizer: TextTokenizer, model: Arc<LoadedModel>, queue: Arc<Queue>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { tokenizer: Arc::new(tokenizer), model, queue, permits: Arc::new(Semaphore::new(cores)) }
+        Self::with_threads(Arc::new(tokenizer), model, queue, cores)
+    }
+
+    /// Texts are tokenized by at most `threads` threads.
+    pub(crate) fn with_threads(
+        tokenizer: Arc<TextTokenizer>,
+        model: Arc<LoadedModel>,
+        queue: Arc<Queue>,
+        threads: usize,
+    ) -> Self {
+        Self { tokenizer, model, queue, permits: Arc::new(Semaphore::new(threads)) }
+    }
+
+    /// How many threads could tokenize, now.
+    #[cfg(test)]
+    pub(crate) fn threads_free(&self) -> usize {
+        self.permits.available_permits()
     }
 
     /// Runs `encode` on a thread that may block: a long text would hold up every other request otherwise. At a guarded door it

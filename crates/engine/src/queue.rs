@@ -14,6 +14,7 @@ use std::{
     collections::{BTreeSet, VecDeque},
     fmt,
     sync::{Arc, Condvar, Mutex, MutexGuard},
+    task::Poll,
     time::Instant,
 };
 use tokio::sync::oneshot;
@@ -51,7 +52,7 @@ impl Job {
     }
 
     /// Whether a replica that has a copy of the model may try it.
-    fn may_run_on(&self, replica: usize) -> bool {
+    pub(crate) fn may_run_on(&self, replica: usize) -> bool {
         !matches!(self.setback, Some(Setback::Memory(tried, _)) if tried == replica)
     }
 
@@ -108,38 +109,14 @@ pub(crate) struct Queue {
     queued_tokens_max: usize,
     waits: Waits,
     observer: Arc<dyn Observer>,
+    /// How often the replicas that wait were woken, for tests that step them by hand.
+    #[cfg(test)]
+    pub(crate) wakes: std::sync::atomic::AtomicU64,
 }
 
 impl fmt::Debug for Queue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Queue").field("queued_tokens_max", &self.queued_tokens_max).finish_non_exhaustive()
-    }
-}
-
-/// What waits, for whoever asks.
-#[derive(Clone)]
-pub struct QueueView(pub(crate) Arc<Queue>);
-
-impl QueueView {
-    /// Tokens that wait, now.
-    pub fn tokens(&self) -> usize {
-        self.0.queued_tokens()
-    }
-
-    /// Tokens that may wait; requests beyond are refused.
-    pub fn tokens_max(&self) -> usize {
-        self.0.queued_tokens_max
-    }
-
-    /// Texts, or pairs of texts, that wait for a model, now.
-    pub fn jobs(&self, role: Role) -> usize {
-        self.0.lock().lanes[lane_of(role)].len()
-    }
-}
-
-impl fmt::Debug for QueueView {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("QueueView").field("tokens", &self.tokens()).finish_non_exhaustive()
     }
 }
 
@@ -164,6 +141,20 @@ struct State {
 struct Queued {
     job: Job,
     since: Instant,
+    /// Batches of the other lane that replicas took instead of it.
+    passed_over: usize,
+}
+
+impl Queued {
+    fn new(job: Job, since: Instant) -> Self {
+        Self { job, since, passed_over: 0 }
+    }
+}
+
+/// A [`Task`] that is not counted yet.
+enum Taken {
+    Run(Vec<Queued>),
+    Prove,
 }
 
 const fn lane_of(role: Role) -> usize {
@@ -183,7 +174,15 @@ impl Queue {
     /// Of at most so many tokens; what is done with them is told to `observer`.
     pub(crate) fn observed(queued_tokens_max: usize, observer: Arc<dyn Observer>) -> Self {
         let (state, arrived, waits) = (Mutex::default(), Condvar::new(), Waits::default());
-        Self { state, arrived, queued_tokens_max, waits, observer }
+        Self {
+            state,
+            arrived,
+            queued_tokens_max,
+            waits,
+            observer,
+            #[cfg(test)]
+            wakes: Default::default(),
+        }
     }
 
     /// Who is told of the work.
@@ -205,9 +204,9 @@ impl Queue {
         }
         state.queued_tokens += tokens;
         let since = Instant::now();
-        jobs.into_iter().for_each(|job| state.lanes[lane_of(job.model.role())].push_back(Queued { job, since }));
+        jobs.into_iter().for_each(|job| state.lanes[lane_of(job.model.role())].push_back(Queued::new(job, since)));
         drop(state);
-        self.arrived.notify_all();
+        self.wake();
         Ok(())
     }
 
@@ -226,10 +225,10 @@ impl Queue {
         let since = Instant::now();
         for job in jobs.into_iter().rev() {
             state.queued_tokens += job.tokens.len();
-            state.lanes[lane_of(job.model.role())].push_front(Queued { job, since });
+            state.lanes[lane_of(job.model.role())].push_front(Queued::new(job, since));
         }
         drop(state);
-        self.arrived.notify_all();
+        self.wake();
     }
 
     /// Answers the jobs for which no replica is left.
@@ -243,14 +242,14 @@ impl Queue {
         }
         state.queued_tokens -= lost.iter().map(|job| job.tokens.len()).sum::<usize>();
         drop(state);
-        self.arrived.notify_all();
+        self.wake();
         lost.into_iter().for_each(Job::give_up);
     }
 
     /// Asks replicas to show that they work, before they get anything else.
     pub(crate) fn prove(&self, replicas: &BTreeSet<usize>) {
         self.lock().to_prove.extend(replicas);
-        self.arrived.notify_all();
+        self.wake();
     }
 
     /// Whether it refuses new work for good.
@@ -284,30 +283,51 @@ impl Queue {
     /// What it had before is done. `None` once the queue is closed and empty, and nothing can come back.
     pub(crate) fn take(&self, replica: usize, tokens_max: usize) -> Option<Task> {
         let mut state = self.lock();
+        let taken = loop {
+            match self.look(&mut state, replica, tokens_max) {
+                Poll::Ready(taken) => break taken,
+                Poll::Pending => state = self.arrived.wait(state).unwrap_or_else(|e| e.into_inner()),
+            }
+        };
+        drop(state);
+        self.hand_out(taken?)
+    }
+
+    /// Like [`Self::take`]; pending where that would wait.
+    #[cfg(test)]
+    pub(crate) fn try_take(&self, replica: usize, tokens_max: usize) -> Poll<Option<Task>> {
+        let looked = self.look(&mut self.lock(), replica, tokens_max);
+        looked.map(|taken| self.hand_out(taken?))
+    }
+
+    /// What a replica does next, where that is known.
+    fn look(&self, state: &mut State, replica: usize, tokens_max: usize) -> Poll<Option<Taken>> {
         if state.busy.remove(&replica) && state.closed {
-            self.arrived.notify_all();
+            self.wake();
         }
-        loop {
-            if state.abandoned {
-                return None;
-            }
-            if state.to_prove.remove(&replica) {
-                state.idle.remove(&replica);
-                state.busy.insert(replica);
-                return Some(Task::Prove);
-            }
-            if let Some(queued) = state.next(replica, tokens_max) {
-                state.idle.remove(&replica);
-                state.busy.insert(replica);
-                drop(state);
-                return self.hand_out(queued).map(Task::Run);
-            }
-            if state.closed && state.busy.is_empty() && state.lanes.iter().all(VecDeque::is_empty) {
-                return None;
-            }
+        if state.abandoned {
+            return Poll::Ready(None);
+        }
+        let taken = if state.to_prove.remove(&replica) {
+            Taken::Prove
+        } else if let Some(queued) = state.next(replica, tokens_max) {
+            Taken::Run(queued)
+        } else if state.closed && state.busy.is_empty() && state.lanes.iter().all(VecDeque::is_empty) {
+            return Poll::Ready(None);
+        } else {
             state.idle.insert(replica);
-            state = self.arrived.wait(state).unwrap_or_else(|e| e.into_inner());
-        }
+            return Poll::Pending;
+        };
+        state.idle.remove(&replica);
+        state.busy.insert(replica);
+        Poll::Ready(Some(taken))
+    }
+
+    /// Has every replica that waits look again.
+    fn wake(&self) {
+        #[cfg(test)]
+        self.wakes.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        self.arrived.notify_all();
     }
 
     /// A replica takes nothing any more.
@@ -317,10 +337,11 @@ impl Queue {
         state.idle.remove(&replica);
         state.to_prove.remove(&replica);
         drop(state);
-        self.arrived.notify_all();
+        self.wake();
     }
 
-    fn hand_out(&self, queued: Vec<Queued>) -> Option<Work> {
+    fn hand_out(&self, taken: Taken) -> Option<Task> {
+        let Taken::Run(queued) = taken else { return Some(Task::Prove) };
         let model = Arc::clone(&queued.first()?.job.model);
         let now = Instant::now();
         for queued in &queued {
@@ -328,12 +349,19 @@ impl Queue {
             self.waits.record(wait);
             self.observer.stage(model.role(), Stage::Queue, wait);
         }
-        Some(Work { model, jobs: queued.into_iter().map(|queued| queued.job).collect() })
+        Some(Task::Run(Work { model, jobs: queued.into_iter().map(|queued| queued.job).collect() }))
     }
 
     /// How long jobs have waited that were handed out since the last call.
     pub(crate) fn take_waits(&self) -> QueueWaits {
         self.waits.take()
+    }
+
+    /// The jobs that wait, by lane, for tests that look at each.
+    #[cfg(test)]
+    pub(crate) fn each_waiting<T>(&self, of: impl Fn(&Job) -> T) -> [Vec<T>; 2] {
+        let state = self.lock();
+        [0, 1].map(|lane| state.lanes[lane].iter().map(|queued| of(&queued.job)).collect())
     }
 
     /// Tokens that wait now.
@@ -344,7 +372,7 @@ impl Queue {
     /// Refuses new work; what is queued is still served.
     pub(crate) fn close(&self) {
         self.lock().closed = true;
-        self.arrived.notify_all();
+        self.wake();
     }
 
     /// Refuses new work and forgets what is queued: whoever waits for it is told that the process is shutting down.
@@ -365,7 +393,7 @@ impl Queue {
         state.queued_tokens = 0;
         let queued = std::mem::take(&mut state.lanes).into_iter().flatten().collect();
         drop(state);
-        self.arrived.notify_all();
+        self.wake();
         queued
     }
 
@@ -378,28 +406,32 @@ impl Queue {
 impl State {
     /// The next batch for a replica, never an empty one: jobs of one model, in order of arrival.
     fn next(&mut self, replica: usize, tokens_max: usize) -> Option<Vec<Queued>> {
-        for turn in 1..=self.lanes.len() {
-            let lane = (self.last_served + turn) % self.lanes.len();
-            self.drop_abandoned(lane);
-            let Some(first) = first_for(&self.lanes[lane], replica) else { continue };
-            let queue = &mut self.lanes[lane];
-            let model = Arc::clone(&queue[first].job.model);
-            let alike = || {
-                let runs = |queued: &&Queued| Arc::ptr_eq(&queued.job.model, &model) && queued.job.may_run_on(replica);
-                queue.range(first..).take_while(runs).map(|queued| queued.job.tokens.len())
-            };
-            let others = self.idle.iter().filter(|&&other| other != replica && model.is_on(other)).count();
-            let share = match others {
-                0 => tokens_max,
-                _ => alike().sum::<usize>().div_ceil(others + 1).max(SHARE_TOKENS_MIN).min(tokens_max),
-            };
-            let count = packer::fitting(alike(), share);
-            let batch: Vec<Queued> = queue.drain(first..first + count).collect();
-            self.queued_tokens -= batch.iter().map(|queued| queued.job.tokens.len()).sum::<usize>();
-            self.last_served = lane;
-            return Some(batch);
+        (0..self.lanes.len()).for_each(|lane| self.drop_abandoned(lane));
+        let first_of = |lane| Some((lane, first_for(&self.lanes[lane], replica)?));
+        let firsts: Vec<(usize, usize)> = (0..self.lanes.len()).filter_map(first_of).collect();
+        // Lanes take turns. A replica that serves jobs behind one that it can not take uses its lane's turn up, too: so
+        // what has been passed over goes first.
+        let claim = |&&(lane, first): &&(usize, usize)| (self.lanes[lane][first].passed_over, lane != self.last_served);
+        let &(lane, first) = firsts.iter().max_by_key(claim)?;
+        for &(other, first) in firsts.iter().filter(|(other, _)| *other != lane) {
+            self.lanes[other][first].passed_over += 1;
         }
-        None
+        let queue = &mut self.lanes[lane];
+        let model = Arc::clone(&queue[first].job.model);
+        let alike = || {
+            let runs = |queued: &&Queued| Arc::ptr_eq(&queued.job.model, &model) && queued.job.may_run_on(replica);
+            queue.range(first..).take_while(runs).map(|queued| queued.job.tokens.len())
+        };
+        let others = self.idle.iter().filter(|&&other| other != replica && model.is_on(other)).count();
+        let share = match others {
+            0 => tokens_max,
+            _ => alike().sum::<usize>().div_ceil(others + 1).max(SHARE_TOKENS_MIN).min(tokens_max),
+        };
+        let count = packer::fitting(alike(), share);
+        let batch: Vec<Queued> = queue.drain(first..first + count).collect();
+        self.queued_tokens -= batch.iter().map(|queued| queued.job.tokens.len()).sum::<usize>();
+        self.last_served = lane;
+        Some(batch)
     }
 
     fn drop_abandoned(&mut self, lane: usize) {
@@ -427,5 +459,11 @@ fn first_for(lane: &VecDeque<Queued>, replica: usize) -> Option<usize> {
     })
 }
 
+mod view;
+
+pub use view::QueueView;
+
+#[cfg(test)]
+mod properties;
 #[cfg(test)]
 mod tests;

@@ -11,6 +11,7 @@
 
 use crate::{
     EngineError, RanBatch, Stage,
+    loaded::{LoadedModel, ModelCopy},
     queue::{Job, Queue, Setback, Task, Work, too_large},
     replicas::Replicas,
 };
@@ -69,25 +70,34 @@ pub(crate) fn spawn(
     replicas: Arc<Replicas>,
 ) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(format!("replica-{replica}")).spawn(move || {
-        let it = Replica { replica, tokens_max, queue: &queue, replicas: &replicas };
-        let failure = catch_unwind(AssertUnwindSafe(|| it.serve())).unwrap_or_else(|_| {
+        let it = Replica { replica, tokens_max, queue, replicas };
+        it.end(catch_unwind(AssertUnwindSafe(|| it.serve())).unwrap_or_else(|_| {
             Err(Failure { reason: "its thread panicked; the log has the place".into(), of_process: false })
-        });
-        if let Err(Failure { reason, of_process }) = failure {
-            replicas.take_out(&queue, replica, &reason, of_process);
-        }
-        queue.leave(replica);
+        }));
     })
 }
 
-struct Replica<'a> {
-    replica: usize,
-    tokens_max: usize,
-    queue: &'a Queue,
-    replicas: &'a Replicas,
+/// What a replica's thread does, in steps that can be taken one by one.
+pub(crate) struct Replica {
+    pub(crate) replica: usize,
+    pub(crate) tokens_max: usize,
+    pub(crate) queue: Arc<Queue>,
+    pub(crate) replicas: Arc<Replicas>,
 }
 
-impl Replica<'_> {
+/// A batch that a replica has taken, in the parts that are still to be run, the next one last.
+pub(crate) struct Batch {
+    model: Arc<LoadedModel>,
+    pub(crate) parts: Vec<Vec<Job>>,
+}
+
+impl From<Work> for Batch {
+    fn from(Work { model, jobs }: Work) -> Self {
+        Self { model, parts: vec![jobs] }
+    }
+}
+
+impl Replica {
     fn serve(&self) -> Result<(), Failure> {
         while let Some(task) = self.queue.take(self.replica, self.tokens_max) {
             match task {
@@ -98,61 +108,91 @@ impl Replica<'_> {
         Ok(())
     }
 
+    /// The replica takes nothing any more, since the queue is closed, or for a failure.
+    pub(crate) fn end(&self, outcome: Result<(), Failure>) {
+        if let Err(Failure { reason, of_process }) = outcome {
+            self.replicas.take_out(&self.queue, self.replica, &reason, of_process);
+        }
+        self.queue.leave(self.replica);
+    }
+
     /// Runs a batch, in parts where it does not fit.
-    fn run(&self, Work { model, jobs }: Work) -> Result<(), Failure> {
-        let role = model.role().name();
-        let mut parts = vec![jobs];
-        while let Some(mut jobs) = parts.pop() {
-            let Some(copy) = model.on(self.replica) else {
-                // Drained after the batch was taken: another has it.
-                self.queue.put_back(jobs);
-                self.queue.sweep();
-                continue;
-            };
-            let sequences: Vec<&[u32]> = jobs.iter().map(|job| job.tokens.as_slice()).collect();
-            let tokens = sequences.iter().map(|tokens| tokens.len()).sum();
-            let batch =
-                RanBatch { role: model.role(), sequences: sequences.len(), tokens, tokens_max: self.tokens_max };
-            let started = Instant::now();
-            let answer = forward(self.replicas, self.replica, &*copy, &sequences);
-            if answer.is_ok() {
-                self.queue.observer().stage(batch.role, Stage::Compute, started.elapsed());
-                self.queue.observer().ran(batch);
+    fn run(&self, work: Work) -> Result<(), Failure> {
+        let mut batch = Batch::from(work);
+        while let Some((copy, jobs)) = self.next_part(&mut batch) {
+            let rows = self.compute(copy, &jobs);
+            self.settle(&mut batch, jobs, rows)?;
+        }
+        Ok(())
+    }
+
+    /// The next part of a batch, and the copy that runs it.
+    pub(crate) fn next_part(&self, batch: &mut Batch) -> Option<(ModelCopy, Vec<Job>)> {
+        let mut jobs = batch.parts.pop()?;
+        if let Some(copy) = batch.model.on(self.replica) {
+            return Some((copy, jobs));
+        }
+        // Drained after the batch was taken: another has it. All parts at once, so that they keep their order.
+        jobs.extend(batch.parts.drain(..).rev().flatten());
+        self.queue.put_back(jobs);
+        self.queue.sweep();
+        None
+    }
+
+    /// Runs a part. The copy is not held any longer than that: the weights go with the last job.
+    pub(crate) fn compute(&self, copy: ModelCopy, jobs: &[Job]) -> Result<Vec<Vec<f32>>, Stopped> {
+        let sequences: Vec<&[u32]> = jobs.iter().map(|job| job.tokens.as_slice()).collect();
+        let tokens = sequences.iter().map(|tokens| tokens.len()).sum();
+        let started = Instant::now();
+        let rows = forward(&self.replicas, self.replica, &*copy, &sequences);
+        if rows.is_ok()
+            && let Some(job) = jobs.first()
+        {
+            let (role, tokens_max) = (job.model.role(), self.tokens_max);
+            self.queue.observer().stage(role, Stage::Compute, started.elapsed());
+            self.queue.observer().ran(RanBatch { role, sequences: sequences.len(), tokens, tokens_max });
+        }
+        rows
+    }
+
+    /// Answers the jobs of a part with what came of it, or has them run again.
+    pub(crate) fn settle(
+        &self,
+        batch: &mut Batch,
+        mut jobs: Vec<Job>,
+        rows: Result<Vec<Vec<f32>>, Stopped>,
+    ) -> Result<(), Failure> {
+        let role = batch.model.role().name();
+        let stopped = match rows {
+            Ok(rows) => {
+                jobs.into_iter().zip(rows).for_each(|(job, row)| job.answer(finite(row)));
+                return Ok(());
             }
-            // Not held any longer than it runs: the weights go with the last job.
-            drop(copy);
-            let stopped = match answer {
-                Ok(rows) => {
-                    jobs.into_iter().zip(rows).for_each(|(job, row)| job.answer(finite(row)));
-                    continue;
-                }
-                Err(stopped) => stopped,
-            };
-            if let Some(failure) = stopped.device_failure() {
-                // Out first: whoever takes the batch next has shown that it works, where that is in doubt.
-                self.replicas.take_out(self.queue, self.replica, &failure.reason, failure.of_process);
-                jobs.extend(parts.into_iter().rev().flatten());
-                let setback = |_: &Job| Setback::Device(failure.reason.clone());
-                let twice = |_: &Job, detail: &str| {
-                    EngineError::Device(format!("the {role} met a device failure twice: {detail}"))
-                };
-                self.set_back(jobs, setback, twice, &failure.reason);
-                return Err(failure);
+            Err(stopped) => stopped,
+        };
+        if let Some(failure) = stopped.device_failure() {
+            // Out first: whoever takes the batch next has shown that it works, where that is in doubt.
+            self.replicas.take_out(&self.queue, self.replica, &failure.reason, failure.of_process);
+            jobs.extend(batch.parts.drain(..).rev().flatten());
+            let setback = |_: &Job| Setback::Device(failure.reason.clone());
+            let twice =
+                |_: &Job, detail: &str| EngineError::Device(format!("the {role} met a device failure twice: {detail}"));
+            self.set_back(jobs, setback, twice, &failure.reason);
+            return Err(failure);
+        }
+        match stopped {
+            Stopped::Compute(ComputeError::OutOfMemory(_)) if jobs.len() > 1 => {
+                let second = jobs.split_off(jobs.len() / 2);
+                self.replicas.retries();
+                batch.parts.extend([second, jobs]);
             }
-            match stopped {
-                Stopped::Compute(ComputeError::OutOfMemory(_)) if jobs.len() > 1 => {
-                    let second = jobs.split_off(jobs.len() / 2);
-                    self.replicas.retries();
-                    parts.extend([second, jobs]);
-                }
-                Stopped::Compute(ComputeError::OutOfMemory(detail)) => {
-                    let setback = |_: &Job| Setback::Memory(self.replica, detail.clone());
-                    self.set_back(jobs, setback, |job, detail| too_large(role, job.tokens.len(), detail), &detail);
-                }
-                stopped => {
-                    let error = EngineError::Model(format!("the {role} failed: {stopped}"));
-                    jobs.into_iter().for_each(|job| job.answer(Err(error.clone())));
-                }
+            Stopped::Compute(ComputeError::OutOfMemory(detail)) => {
+                let setback = |_: &Job| Setback::Memory(self.replica, detail.clone());
+                self.set_back(jobs, setback, |job, detail| too_large(role, job.tokens.len(), detail), &detail);
+            }
+            stopped => {
+                let error = EngineError::Model(format!("the {role} failed: {stopped}"));
+                jobs.into_iter().for_each(|job| job.answer(Err(error.clone())));
             }
         }
         Ok(())
@@ -180,11 +220,11 @@ impl Replica<'_> {
     }
 
     /// Runs what each model on it is checked with; only a failure of the device counts.
-    fn prove(&self) -> Result<(), Failure> {
+    pub(crate) fn prove(&self) -> Result<(), Failure> {
         for model in self.replicas.models_on(self.replica) {
             let Some(copy) = model.on(self.replica) else { continue };
             let probes: Vec<&[u32]> = model.probes().iter().map(Vec::as_slice).collect();
-            if let Err(stopped) = forward(self.replicas, self.replica, &*copy, &probes)
+            if let Err(stopped) = forward(&self.replicas, self.replica, &*copy, &probes)
                 && let Some(failure) = stopped.device_failure()
             {
                 return Err(failure);

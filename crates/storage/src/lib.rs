@@ -35,7 +35,7 @@ mod local;
 mod memory;
 mod model_store;
 mod off;
-mod record;
+pub mod record;
 mod redb_store;
 mod targets;
 #[cfg(test)]

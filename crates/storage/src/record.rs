@@ -26,17 +26,23 @@ pub(crate) const HEADER_BYTES: usize = CHECKED_BYTES + CHECKSUM_BYTES;
 
 /// Why an entry is not what was put.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Damage {
+pub enum Damage {
+    /// It ends before its header does.
     Truncated,
+    /// It does not begin as an entry does.
     Magic,
+    /// It is of a format that this version does not know.
     Version,
+    /// It does not hold as many components as it says.
     Length,
+    /// It is not what was put under this key.
     Checksum,
+    /// A component is not finite.
     NonFinite,
 }
 
 /// The bytes of an entry; `None` for a vector that may not be kept: a component is not finite, or there are too many.
-pub(crate) fn encode(key: &CacheKey, vector: &[f32]) -> Option<Vec<u8>> {
+pub fn encode(key: &CacheKey, vector: &[f32]) -> Option<Vec<u8>> {
     if !all_finite(vector) {
         return None;
     }
@@ -57,7 +63,7 @@ pub(crate) fn encode(key: &CacheKey, vector: &[f32]) -> Option<Vec<u8>> {
 }
 
 /// The vector of an entry that was put under `key`.
-pub(crate) fn decode(key: &CacheKey, record: &[u8]) -> Result<Vector, Damage> {
+pub fn decode(key: &CacheKey, record: &[u8]) -> Result<Vector, Damage> {
     let (header, payload) = record.split_first_chunk::<HEADER_BYTES>().ok_or(Damage::Truncated)?;
     let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     if header[..4] != MAGIC {
@@ -78,7 +84,8 @@ pub(crate) fn decode(key: &CacheKey, record: &[u8]) -> Result<Vector, Damage> {
     if all_finite(&vector) { Ok(vector) } else { Err(Damage::NonFinite) }
 }
 
-pub(crate) fn all_finite(vector: &[f32]) -> bool {
+/// Whether each component is.
+pub fn all_finite(vector: &[f32]) -> bool {
     // Without a branch for each component: this is on the path of every put.
     vector.iter().fold(true, |all, x| all & x.is_finite())
 }

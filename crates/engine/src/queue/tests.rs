@@ -4,9 +4,9 @@ use super::*;
 use nexus_compute::{ComputeError, PackedBatch};
 use nexus_models::PackedModel;
 
-type Reply = oneshot::Receiver<Result<Vec<f32>, EngineError>>;
+pub(super) type Reply = oneshot::Receiver<Result<Vec<f32>, EngineError>>;
 
-struct Nothing;
+pub(super) struct Nothing;
 
 impl PackedModel for Nothing {
     fn output_columns(&self) -> usize {
@@ -67,6 +67,24 @@ fn packs_in_order_and_takes_turns() {
     assert_eq!(lengths(take(&queue, 0)), (Role::Reranker, vec![6]));
     assert_eq!(lengths(take(&queue, 0)), (Role::Retriever, vec![4]));
     assert_eq!(lengths(take(&queue, 0)), (Role::Reranker, vec![6]));
+}
+
+#[test]
+fn what_only_one_replica_can_take_is_passed_over_once() {
+    let queue = Queue::new(1000);
+    let (old, new) = (model_on(Role::Retriever, &[0]), model_on(Role::Retriever, &[1]));
+    let reranker = model_on(Role::Reranker, &[0]);
+    let push = |model, tokens| {
+        let (job, reply) = job(model, tokens);
+        queue.push(vec![job]).unwrap();
+        reply
+    };
+    let _replies = [push(&reranker, 10), push(&old, 1), push(&reranker, 10), push(&reranker, 10), push(&new, 2)];
+    assert_eq!(lengths(take(&queue, 0)), (Role::Reranker, vec![10]));
+    // The embedder's lane had its turn with that, and its first job is still there.
+    assert_eq!(lengths(take(&queue, 1)), (Role::Retriever, vec![2]));
+    assert_eq!(lengths(take(&queue, 0)), (Role::Retriever, vec![1]));
+    assert_eq!(lengths(take(&queue, 0)), (Role::Reranker, vec![10]));
 }
 
 #[test]
