@@ -1,5 +1,7 @@
 //! Token ids against the reference tokenizers (see `golden/README.md`), truncation included.
 
+#![forbid(unsafe_code)]
+
 use nexus_models::{EncodeError, ModelFiles, TextTokenizer};
 use serde::Deserialize;
 use std::{collections::BTreeMap, path::Path};
