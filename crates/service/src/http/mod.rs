@@ -12,6 +12,8 @@ mod coding;
 mod docs;
 mod embed;
 mod error;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod health;
 mod ingest;
 mod keys;
