@@ -101,11 +101,8 @@ impl TextTokenizer {
         }
         let text_bytes_max = text_bytes_max(&tokenizer, window_tokens);
         let this = Self { tokenizer, window_tokens, table_rows, text_bytes_max };
-        // A file may be read and still hold what the library fails on with every text.
-        match this.encode(A_TEXT) {
-            Err(EncodeError::Failed(detail)) => Err(malformed(detail)),
-            _ => Ok(this),
-        }
+        this.try_on(None).map_err(malformed)?;
+        Ok(this)
     }
 
     /// Tokens beyond which a text or pair is truncated.
@@ -148,10 +145,18 @@ impl TextTokenizer {
                 self.window_tokens
             )));
         }
-        match self.encode_pair(A_TEXT, A_TEXT) {
-            Err(EncodeError::Failed(detail)) => Err(malformed(detail)),
-            _ => Ok(()),
+        self.try_on(Some(A_TEXT)).map_err(malformed)
+    }
+
+    /// A file may be read and still hold what fails with every text, or with every long one: tried whole and cut short.
+    fn try_on(&self, second: Option<&str>) -> Result<(), String> {
+        let narrow = self.window_tokens.min(specials(&self.tokenizer, second.is_some()) + 2);
+        for window in [self.window_tokens, narrow] {
+            if let Err(EncodeError::Failed(detail)) = self.encode_texts(A_TEXT, second, window) {
+                return Err(detail);
+            }
         }
+        Ok(())
     }
 
     /// Token ids of one text, special tokens included.
@@ -192,6 +197,13 @@ impl TextTokenizer {
         let ids = encoding.get_ids();
         if ids.is_empty() {
             return Err(EncodeError::NoTokens);
+        }
+        // A post-processor may repeat a text; positions beyond the window are beyond the model's.
+        if ids.len() > window {
+            let count = ids.len();
+            return Err(EncodeError::Failed(format!(
+                "the post-processor makes {count} tokens in a window of {window}"
+            )));
         }
         match ids.iter().find(|id| **id as usize >= self.table_rows) {
             None => Ok(ids.to_vec()),
