@@ -5,6 +5,7 @@ how long a file may be, which words have no place in which crate.
 A rule that gets in the way is changed here, with its reason, in the same commit as the code that needs it.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -40,7 +41,7 @@ BARRED = {
 # Where `unsafe` may stand: SIMD kernels with what hands them memory and what measures them, foreign libraries,
 # memory-mapped weights and target sets.
 UNSAFE_ALLOWED = (
-    "crates/compute/examples/",
+    "crates/compute/examples/gemm_bench.rs",
     "crates/compute/src/cpu/",
     "crates/compute/src/cuda/",
     "crates/compute/tests/allocations.rs",
@@ -50,7 +51,11 @@ UNSAFE_ALLOWED = (
     "crates/models/src/files.rs",
     "crates/storage/src/targets/map.rs",
 )
-UNSAFE = re.compile(r"\bunsafe\s*(?:\{|fn\b|impl\b|extern\b|trait\b)|#!?\[unsafe\(")
+UNSAFE = re.compile(r"\bunsafe\s*(?:\{|fn\b|impl\b|extern\b|trait\b)|#!?\[unsafe\(|#!?\[(?:allow|expect|warn)\(unsafe_code")
+# What the compiler is told in the root of each library, program, test, example and build script. What is forbidden
+# nothing below can allow, so `deny` is for those that have a place of UNSAFE_ALLOWED in them.
+FORBIDDEN = re.compile(r"^#!\[forbid\(unsafe_code\)\]", re.M)
+DENIED = re.compile(r"^#!\[deny\(unsafe_code\)\]", re.M)
 
 LINES_MAX = 700
 CODE = {".rs", ".py", ".sh", ".js", ".mjs", ".ts"}
@@ -104,6 +109,25 @@ def layers():
             yield f"crate {crate} depends on {found}, directly or not: see BARRED in scripts/check_house.py"
 
 
+def roots():
+    """The file that each target of each crate begins with, the fuzz targets' included."""
+    for manifest in ("Cargo.toml", "fuzz/Cargo.toml"):
+        metadata = output("cargo", "metadata", "--locked", "--no-deps", "--format-version", "1", "--manifest-path", manifest)
+        for package in json.loads(metadata)["packages"]:
+            for target in package["targets"]:
+                yield str(Path(target["src_path"]).relative_to(ROOT)), "lib" in target["kind"]
+
+
+def unsafe_code():
+    for root, is_library in roots():
+        text = (ROOT / root).read_text()
+        # A library has the files beside its root, too.
+        below = str(Path(root).parent) + "/" if is_library else root
+        allowed = any(place.startswith(below) for place in UNSAFE_ALLOWED) or root.startswith(UNSAFE_ALLOWED)
+        if not (DENIED if allowed else FORBIDDEN).search(text):
+            yield f"{root}: #![{'deny' if allowed else 'forbid'}(unsafe_code)] is missing"
+
+
 def texts(names):
     for name in names:
         suffix = Path(name).suffix
@@ -129,7 +153,7 @@ def texts(names):
 
 def main():
     names = files()
-    problems = [*layers(), *texts(names)]
+    problems = [*layers(), *unsafe_code(), *texts(names)]
     for problem in problems:
         print(problem, file=sys.stderr)
     if problems:

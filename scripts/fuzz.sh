@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Fuzzes the parsers of bodies with libFuzzer: every target for some minutes, or one of them for longer.
+# Fuzzes everything that reads what others wrote (bodies, models' files, catalogs, keys, target sets) with libFuzzer: every
+# target for some minutes, or some of them for longer.
 #
 #     scripts/fuzz.sh [MINUTES [TARGET...]]
 #
@@ -14,7 +15,7 @@ minutes="${1:-10}"
 # libFuzzer takes 0 for no end at all.
 [ "$minutes" -gt 0 ] || fail "MINUTES: expected 1 or more"
 shift || true
-[ $# -gt 0 ] || set -- numbers json_body tensor_body
+[ $# -gt 0 ] || set -- numbers json_body tensor_body text_body api_keys catalog config tokenizer weights target_set
 
 need_command cargo "install Rust from https://rustup.rs"
 need_command c++ "" g++
@@ -27,6 +28,10 @@ host="$(rustc -vV | sed -n 's/^host: //p')"
 # With a target named, build scripts and macros are spared the flags.
 cargo build --locked --release --manifest-path fuzz/Cargo.toml --target "$host" --target-dir "$target/fuzz"
 
+# Files that targets write and map lie in memory, where there is a place for that: thousands are written a second.
+files="$(mktemp -d "$([ -w /dev/shm ] && echo /dev/shm || echo "$target/fuzz")/nexus-fuzz.XXXXXX")"
+trap 'rm -rf "$files"' EXIT
+
 for name in "$@"; do
     corpus="$target/fuzz/corpus/$name"
     findings="$target/fuzz/findings/$name-"
@@ -34,7 +39,7 @@ for name in "$@"; do
     seeds=()
     [ ! -d "fuzz/seeds/$name" ] || seeds=("fuzz/seeds/$name")
     echo "==> $name for $minutes minutes"
-    "$target/fuzz/$host/release/$name" "$corpus" "${seeds[@]}" -artifact_prefix="$findings" \
+    TMPDIR="$files" "$target/fuzz/$host/release/$name" "$corpus" "${seeds[@]}" -artifact_prefix="$findings" \
         -max_total_time=$((minutes * 60)) -max_len=4096 -timeout=10 -rss_limit_mb=2048 -print_final_stats=1 2>&1 |
         grep -vE '^#[0-9]+.*(NEW|REDUCE|pulse)' || fail "$name failed: see above and $findings*"
 done

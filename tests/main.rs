@@ -3,6 +3,8 @@
 //! Every service listens on a port of its own and keeps its cache in a temporary folder, so that the tests can run at
 //! the same time. One program for all of them, because each would link the models.
 
+#![forbid(unsafe_code)]
+
 mod bucket;
 #[cfg(feature = "aws")]
 mod cache;

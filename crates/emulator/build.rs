@@ -1,5 +1,7 @@
 //! Compiles the kernels' sources as C++, with the emulator's prelude in front of them.
 
+#![forbid(unsafe_code)]
+
 use std::fmt::Write as _;
 use std::path::Path;
 use std::{env, fs};

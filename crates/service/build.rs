@@ -1,6 +1,8 @@
 //! Unpacks the parts of Swagger UI that `/docs` serves, with its licence. They come as a zip archive inside a crate, so that a build
 //! needs no network beyond the registry's.
 
+#![forbid(unsafe_code)]
+
 use std::error::Error;
 use std::io::{Cursor, Read as _};
 use std::path::PathBuf;

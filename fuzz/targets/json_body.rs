@@ -1,5 +1,6 @@
 //! JSON bodies: nothing panics, pieces make no difference, and what is accepted is JSON.
 
+#![forbid(unsafe_code)]
 #![no_main]
 
 mod feed;

@@ -1,5 +1,6 @@
 //! Numbers: each is the one that `str::parse` gives, or is refused where JSON refuses it.
 
+#![forbid(unsafe_code)]
 #![no_main]
 
 mod feed;

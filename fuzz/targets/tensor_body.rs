@@ -1,5 +1,6 @@
 //! Safetensors bodies: nothing panics, pieces make no difference, and what is accepted the reference library accepts.
 
+#![forbid(unsafe_code)]
 #![no_main]
 
 mod feed;

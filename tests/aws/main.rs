@@ -4,6 +4,8 @@
 //! --include-ignored`. Every test has a bucket and a table of its own. What the servers can not do (hang, cut
 //! connections, leave items unprocessed) a proxy between does.
 
+#![forbid(unsafe_code)]
+
 mod arriving;
 mod cache;
 mod cache_faults;

@@ -1,6 +1,7 @@
 //! Runs the conformance cases on every CPU backend of this machine and prints, for each kind of case, how close the
 //! worst one came to what is allowed.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "printing is what it is for")]
 
 use nexus_compute::Backend;

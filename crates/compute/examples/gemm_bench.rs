@@ -3,6 +3,7 @@
 //! `cargo run --release -p nexus-compute --example gemm_bench [isa] [threads]`. Times are the best of many, so that
 //! other work on the machine disturbs them little.
 
+#![deny(unsafe_code)]
 #![allow(clippy::print_stdout, reason = "printing is what it is for")]
 
 use nexus_compute::cpu::{Cpu, CpuOptions, CpuWeights, Isa};
@@ -180,6 +181,7 @@ fn peak_gflops(isa: Isa, threads: usize) -> f64 {
 }
 
 /// GFLOP/s of one thread.
+#[allow(unsafe_code)]
 fn multiply_adds(isa: Isa) -> f64 {
     const STEPS: usize = 2_000_000;
     let start = Instant::now();

@@ -7,6 +7,7 @@
 //! Fails where something does not compile, a kernel is missing, or one has registers spilled, an array in local memory, or
 //! more registers than its threads leave it. With `.cu` files, those are compiled instead.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::print_stdout)]
 
 use nexus_compute::cuda::kernels::{Kernel, Source};

@@ -9,6 +9,8 @@
 //!
 //! Deliberately absent: model names and configurations (crate `nexus-models`), tokenization, queues, files, HTTP.
 
+#![deny(unsafe_code)]
+
 mod backend;
 mod batch;
 mod check;

@@ -3,6 +3,8 @@
 //!
 //! One test in a file of its own, since the counter sees every thread of the process.
 
+#![deny(unsafe_code)]
+
 use nexus_compute::cpu::{Cpu, CpuOptions, Isa};
 use nexus_compute::{
     Activation, Backend, DType, Heads, Mask, Norm, NormKind, PackedBatch, Pooling, Result, TensorView,
@@ -15,6 +17,7 @@ struct Counting;
 static ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
 // SAFETY: everything is left to the system's allocator, whose promises these are; counting allocates nothing.
+#[allow(unsafe_code)]
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.fetch_add(1, Relaxed);

@@ -1,5 +1,7 @@
 //! Every backend against the scalar reference, on every instruction set of this machine.
 
+#![forbid(unsafe_code)]
+
 use nexus_compute::Backend;
 use nexus_compute::conformance::{Precision, cases, run};
 use nexus_compute::cpu::{Cpu, CpuOptions, Isa};

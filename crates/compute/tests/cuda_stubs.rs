@@ -4,6 +4,8 @@
 //!
 //! What this can not show: that a kernel computes what it should, and that NVIDIA's libraries do what they document.
 
+#![forbid(unsafe_code)]
+
 use nexus_compute::ComputeError;
 use nexus_compute::cuda::kernels::Kernel;
 use nexus_compute::cuda::{Address, Arg, Device, DeviceOptions, Format, Gpu, Launch, Product, find};

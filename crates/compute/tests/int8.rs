@@ -1,6 +1,8 @@
 //! Products with 8-bit weights: exact where nothing is rounded, within what rounding may cost elsewhere, and never finite
 //! where they should not be.
 
+#![forbid(unsafe_code)]
+
 use nexus_compute::cpu::{Cpu, CpuOptions, CpuWeights, Isa};
 use nexus_compute::{Backend, DType, PackedBatch, TensorView};
 

@@ -1,5 +1,7 @@
 //! Products of random shapes: whatever the tiling, the result is that of the reference.
 
+#![forbid(unsafe_code)]
+
 use nexus_compute::cpu::{Cpu, CpuOptions, Isa};
 use nexus_compute::reference::Reference;
 use nexus_compute::{Backend, DType, PackedBatch, TensorView};

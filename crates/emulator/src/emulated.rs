@@ -1,5 +1,7 @@
 //! The emulated GPU.
 
+#![allow(unsafe_code)]
+
 use crate::launch::Launched;
 use crate::memory::Memory;
 use crate::product::multiply;

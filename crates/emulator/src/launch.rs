@@ -1,5 +1,7 @@
 //! A kernel's launch.
 
+#![allow(unsafe_code)]
+
 use nexus_compute::cuda::Arg;
 use nexus_compute::cuda::kernels::Kernel;
 use std::ffi::{CString, c_char, c_int, c_uint, c_void};

@@ -9,6 +9,8 @@
 //! Deliberately absent: time. What is fast here says nothing about a GPU. Nor is this a judge of races that only happen when
 //! warps run at once.
 
+#![deny(unsafe_code)]
+
 mod emulated;
 mod launch;
 mod memory;

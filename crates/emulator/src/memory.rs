@@ -1,5 +1,7 @@
 //! Device memory: host memory with guards around each allocation.
 
+#![allow(unsafe_code)]
+
 use nexus_compute::cuda::Address;
 use nexus_compute::{ComputeError, Result};
 use std::collections::BTreeMap;

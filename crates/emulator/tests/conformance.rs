@@ -1,5 +1,7 @@
 //! Every case of the conformance suite through the CUDA backend, its kernels executed on the CPU.
 
+#![forbid(unsafe_code)]
+
 use nexus_compute::conformance::{Precision, cases, run};
 use nexus_compute::cuda::{Cuda, CudaOptions};
 use nexus_emulator::Emulated;

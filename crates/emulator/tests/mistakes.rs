@@ -1,5 +1,7 @@
 //! Kernels with one mistake each (`wrong/wrong.cu`): the emulator has to see it. And that its matrix instructions compute.
 
+#![forbid(unsafe_code)]
+
 use nexus_compute::cuda::{Address, Arg, Gpu};
 use nexus_emulator::Emulated;
 

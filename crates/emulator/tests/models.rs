@@ -1,5 +1,7 @@
 //! Both model families through the CUDA backend on the emulator: the golden vectors of `transformers`, recordings, memory.
 
+#![forbid(unsafe_code)]
+
 use nexus_compute::cpu::{Cpu, CpuOptions};
 use nexus_compute::cuda::{Cuda, CudaOptions};
 use nexus_compute::{Backend, ComputeError, PackedBatch, Pooling};

@@ -1,5 +1,7 @@
 //! Rows on a device: what may be among the best is found, and where that is not sure it is said.
 
+#![forbid(unsafe_code)]
+
 use nexus_compute::cuda::{Cuda, CudaOptions, DeviceRows, Format};
 use nexus_emulator::Emulated;
 

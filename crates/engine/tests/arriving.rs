@@ -1,5 +1,7 @@
 //! Models that are loaded while their files arrive: what is told meanwhile, and what a change of the source comes to.
 
+#![forbid(unsafe_code)]
+
 mod support;
 
 use nexus_compute::reference::Reference;

@@ -1,6 +1,8 @@
 //! Prepared weights in a file beside the model: written after the first start, used by the next, and never in place of
 //! other weights.
 
+#![forbid(unsafe_code)]
+
 mod support;
 
 use nexus_compute::cpu::{Cpu, CpuOptions};

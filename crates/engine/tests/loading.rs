@@ -1,5 +1,7 @@
 //! An engine over real (tiny) models on the reference backend: loading in the background, and what it answers.
 
+#![forbid(unsafe_code)]
+
 mod support;
 
 use futures::{FutureExt, future::BoxFuture};

@@ -1,5 +1,7 @@
 //! Reloads of real (tiny) models on the reference backend: what swaps, what does not, and who notices.
 
+#![forbid(unsafe_code)]
+
 mod support;
 #[path = "support/tensors.rs"]
 mod tensors;

@@ -1,5 +1,7 @@
 //! An engine over several devices: what is loaded where, what is refused, and what a failure comes to.
 
+#![forbid(unsafe_code)]
+
 mod support;
 #[path = "support/tensors.rs"]
 mod tensors;

@@ -3,6 +3,8 @@
 //!
 //! This is the one place of the crate with `unsafe`, for the memory map.
 
+#![allow(unsafe_code)]
+
 use crate::LoadError;
 use memmap2::Mmap;
 use std::{

@@ -7,6 +7,8 @@
 //!
 //! Deliberately absent: devices (crate `nexus-compute`), queues and threads (crate `nexus-engine`), downloading.
 
+#![deny(unsafe_code)]
+
 pub mod config;
 mod error;
 mod files;

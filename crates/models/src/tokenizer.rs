@@ -4,12 +4,16 @@
 //! hand as well, or losing it in truncation, changes every vector a little and is seen by nobody.
 
 use crate::{LoadError, ModelFiles, config::Config};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use thiserror::Error;
 use tokenizers::{
-    NormalizerWrapper, PostProcessor, Tokenizer, TruncationParams, TruncationStrategy, truncate_encodings,
+    Model as _, ModelWrapper, NormalizerWrapper, PostProcessor, PreTokenizerWrapper, SplitDelimiterBehavior, Tokenizer,
+    TruncationParams, TruncationStrategy, pre_tokenizers::byte_level::ByteLevel, truncate_encodings,
 };
 
 const FILE: &str = "tokenizer.json";
+/// What a tokenizer is tried on.
+const A_TEXT: &str = "Access keys are rotated.";
 
 /// A tokenizer fitted to one model.
 #[derive(Debug)]
@@ -50,7 +54,15 @@ impl TextTokenizer {
     ) -> Result<Self, LoadError> {
         let bytes = files.require(FILE, "tokenizers are read from tokenizer.json")?;
         let malformed = |detail: String| LoadError::malformed(files.describe(FILE), detail);
-        let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|e| malformed(e.to_string()))?;
+        let mut tokenizer =
+            caught(|| Tokenizer::from_bytes(bytes)).map_err(malformed)?.map_err(|e| malformed(e.to_string()))?;
+
+        if let ModelWrapper::BPE(model) = tokenizer.get_model()
+            && let Some(dropout) = model.dropout.filter(|&share| share > 0.0)
+        {
+            // Made for training: a text would have another vector each time, and a cached one for ever.
+            return Err(malformed(format!("model.dropout is {dropout}; supported: none")));
+        }
 
         let mut window_tokens = model_tokens_max;
         if let Some(config) = Config::read_optional(files, "tokenizer_config.json")? {
@@ -88,7 +100,9 @@ impl TextTokenizer {
             )));
         }
         let text_bytes_max = text_bytes_max(&tokenizer, window_tokens);
-        Ok(Self { tokenizer, window_tokens, table_rows, text_bytes_max })
+        let this = Self { tokenizer, window_tokens, table_rows, text_bytes_max };
+        this.try_on(None).map_err(malformed)?;
+        Ok(this)
     }
 
     /// Tokens beyond which a text or pair is truncated.
@@ -112,7 +126,7 @@ impl TextTokenizer {
             ));
         };
         let long = "access control ".repeat(narrow);
-        for text in ["Access keys are rotated.", " ", &long] {
+        for text in [A_TEXT, " ", &long] {
             let ids = encode(text)?;
             if ids.last() != Some(&end) || ids.iter().filter(|id| **id == end).count() != 1 {
                 return Err(malformed(&format!("encodings do not end in exactly one end-of-text token (id {end})")));
@@ -124,16 +138,25 @@ impl TextTokenizer {
     /// Fails unless the window has room for both texts of a pair.
     pub fn require_room_for_pairs(&self, files: &ModelFiles) -> Result<(), LoadError> {
         let specials = specials(&self.tokenizer, true);
-        if self.window_tokens >= specials + 2 {
-            return Ok(());
-        }
-        Err(LoadError::malformed(
-            files.describe(FILE),
-            format!(
+        let malformed = |detail: String| LoadError::malformed(files.describe(FILE), detail);
+        if self.window_tokens < specials + 2 {
+            return Err(malformed(format!(
                 "a window of {} tokens has no room for two texts beside {specials} special tokens",
                 self.window_tokens
-            ),
-        ))
+            )));
+        }
+        self.try_on(Some(A_TEXT)).map_err(malformed)
+    }
+
+    /// A file may be read and still hold what fails with every text, or with every long one: tried whole and cut short.
+    fn try_on(&self, second: Option<&str>) -> Result<(), String> {
+        let narrow = self.window_tokens.min(specials(&self.tokenizer, second.is_some()) + 2);
+        for window in [self.window_tokens, narrow] {
+            if let Err(EncodeError::Failed(detail)) = self.encode_texts(A_TEXT, second, window) {
+                return Err(detail);
+            }
+        }
+        Ok(())
     }
 
     /// Token ids of one text, special tokens included.
@@ -147,6 +170,10 @@ impl TextTokenizer {
     }
 
     fn encode_texts(&self, first: &str, second: Option<&str>, window: usize) -> Result<Vec<u32>, EncodeError> {
+        caught(|| self.try_encode(first, second, window)).map_err(EncodeError::Failed)?
+    }
+
+    fn try_encode(&self, first: &str, second: Option<&str>, window: usize) -> Result<Vec<u32>, EncodeError> {
         let failed = |e: tokenizers::Error| EncodeError::Failed(e.to_string());
         // The fast form leaves out character offsets, which nobody reads.
         let encode = |text: &str| {
@@ -171,6 +198,13 @@ impl TextTokenizer {
         if ids.is_empty() {
             return Err(EncodeError::NoTokens);
         }
+        // A post-processor may repeat a text; positions beyond the window are beyond the model's.
+        if ids.len() > window {
+            let count = ids.len();
+            return Err(EncodeError::Failed(format!(
+                "the post-processor makes {count} tokens in a window of {window}"
+            )));
+        }
         match ids.iter().find(|id| **id as usize >= self.table_rows) {
             None => Ok(ids.to_vec()),
             Some(id) => Err(EncodeError::UnknownSpecial { token: self.tokenizer.id_to_token(*id).unwrap_or_default() }),
@@ -178,11 +212,21 @@ impl TextTokenizer {
     }
 }
 
+/// What `work` gives, or, where the library panics over a file that makes no sense, what it says. It keeps nothing
+/// half-changed: all that encoding changes is a cache, an entry at a time.
+fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let message = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+        format!("the tokenizer library panicked: {}", message.unwrap_or("the log has the place"))
+    })
+}
+
 /// How much of a text can matter: more than as many of the longest tokens as the window holds. Megabytes of text in a
 /// window of kilobytes would cost seconds and gigabytes to tokenize, and all of it would be cut off.
 ///
 /// Composition (NFC) and lower case make a text shorter, threefold each at most. What other normalizers do to a length is
-/// not known here: with one of them, texts are tokenized whole.
+/// not known here, and a tokenizer that is not of bytes may make one unknown token of a word of any length, or drop white
+/// space: with one of them, texts are tokenized whole.
 fn text_bytes_max(tokenizer: &Tokenizer, window_tokens: usize) -> usize {
     fn is_known(normalizer: &NormalizerWrapper) -> bool {
         match normalizer {
@@ -191,11 +235,36 @@ fn text_bytes_max(tokenizer: &Tokenizer, window_tokens: usize) -> usize {
             _ => false,
         }
     }
-    if !tokenizer.get_normalizer().is_none_or(is_known) {
+    if !tokenizer.get_normalizer().is_none_or(is_known) || !keeps_every_byte(tokenizer) {
         return usize::MAX;
     }
     let longest = tokenizer.get_vocab(true).keys().map(String::len).max().unwrap_or(usize::MAX);
     window_tokens.saturating_add(1).saturating_mul(longest).saturating_mul(9)
+}
+
+/// Whether each byte of a text (added tokens aside, around which white space may go) is a part of a token that spells it.
+fn keeps_every_byte(tokenizer: &Tokenizer) -> bool {
+    fn keeps(pre_tokenizer: &PreTokenizerWrapper) -> bool {
+        match pre_tokenizer {
+            PreTokenizerWrapper::ByteLevel(_) | PreTokenizerWrapper::Digits(_) => true,
+            PreTokenizerWrapper::Split(split) => split.behavior != SplitDelimiterBehavior::Removed,
+            PreTokenizerWrapper::Sequence(parts) => parts.as_ref().iter().all(keeps),
+            _ => false,
+        }
+    }
+    fn is_of_bytes(pre_tokenizer: &PreTokenizerWrapper) -> bool {
+        match pre_tokenizer {
+            PreTokenizerWrapper::ByteLevel(_) => true,
+            PreTokenizerWrapper::Sequence(parts) => parts.as_ref().iter().any(is_of_bytes),
+            _ => false,
+        }
+    }
+    let ModelWrapper::BPE(model) = tokenizer.get_model() else { return false };
+    // What has neither may still be of bytes, but it is not told by looking for them.
+    let plain = model.continuing_subword_prefix.is_none() && model.end_of_word_suffix.is_none();
+    plain
+        && tokenizer.get_pre_tokenizer().is_some_and(|it| keeps(it) && is_of_bytes(it))
+        && ByteLevel::alphabet().into_iter().all(|byte| model.token_to_id(&byte.to_string()).is_some())
 }
 
 /// How many special tokens the post-processor adds to one text, or to a pair.

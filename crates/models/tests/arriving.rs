@@ -1,5 +1,7 @@
 //! Models whose files are on their way: what is waited for, when, and what comes of a file that never arrives.
 
+#![forbid(unsafe_code)]
+
 use nexus_compute::{PackedBatch, reference::Reference};
 use nexus_models::{LoadError, LoadOptions, LoadedEmbedder, ModelFiles, WaitForFile, load_embedder};
 use serde_json::{Value, json};

@@ -1,5 +1,7 @@
 //! Both families against `transformers`, on the small random models of `golden/` (see its README).
 
+#![forbid(unsafe_code)]
+
 use nexus_compute::{Backend, PackedBatch, Pooling, cpu, reference::Reference};
 use nexus_models::{
     ModelFiles, PackedModel, Weights,

@@ -1,5 +1,7 @@
 //! Model folders that are wrong: each gives an error that names file and tensor or key, and nothing panics.
 
+#![forbid(unsafe_code)]
+
 use nexus_compute::reference::Reference;
 use nexus_models::{LoadOptions, ModelFiles, load_embedder, load_reranker};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};

@@ -1,5 +1,7 @@
 //! Prepared weights in a file: used where they are those of the model, and only there.
 
+#![forbid(unsafe_code)]
+
 use nexus_compute::cpu::{Cpu, CpuOptions};
 use nexus_compute::{Backend, PackedBatch, Pooling};
 use nexus_models::{

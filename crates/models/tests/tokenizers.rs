@@ -1,5 +1,7 @@
 //! Token ids against the reference tokenizers (see `golden/README.md`), truncation included.
 
+#![forbid(unsafe_code)]
+
 use nexus_models::{EncodeError, ModelFiles, TextTokenizer};
 use serde::Deserialize;
 use std::{collections::BTreeMap, path::Path};
@@ -147,6 +149,65 @@ fn what_no_window_reaches_is_not_tokenized() {
             );
             // Not a measurement: whole, it would be minutes.
             assert!(started.elapsed() < std::time::Duration::from_secs(30), "{unit:?}");
+        }
+    }
+}
+
+/// A tokenizer of one's own, in a window of `window` tokens.
+fn load_json(json: &serde_json::Value, window: usize) -> Result<TextTokenizer, String> {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+    let files = ModelFiles::open(folder.path()).unwrap();
+    TextTokenizer::load(&files, ROWS, window, 0).map_err(|error| error.to_string())
+}
+
+#[test]
+fn one_unknown_token_may_stand_for_any_length() {
+    let json = serde_json::json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+        "pre_tokenizer": { "type": "WhitespaceSplit" }, "post_processor": null, "decoder": null,
+        "model": { "type": "WordLevel", "vocab": { "a": 0, "b": 1, "<unk>": 2 }, "unk_token": "<unk>" },
+    });
+    let tokenizer = load_json(&json, 3).unwrap();
+    for length in [1, 100, 10_000] {
+        assert_eq!(tokenizer.encode(&format!("{} a b", "z".repeat(length))).unwrap(), [2, 0, 1]);
+        assert_eq!(tokenizer.encode(&format!("a{}b", " ".repeat(length))).unwrap(), [0, 1]);
+    }
+}
+
+#[test]
+fn a_tokenizer_that_draws_lots_is_refused() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tokenizers/qwen.tokenizer.json");
+    let mut json: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    for (dropout, fits) in [(0.0, true), (0.5, false)] {
+        json["model"]["dropout"] = dropout.into();
+        let loaded = load_json(&json, 100);
+        assert_eq!(loaded.is_ok(), fits, "{loaded:?}");
+        assert!(loaded.is_ok() || loaded.unwrap_err().contains("model.dropout"));
+    }
+}
+
+/// The library takes such files, and panics over every text or makes more of it than fits.
+#[test]
+fn a_post_processor_without_sense_is_refused() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/tokenizers/modernbert.tokenizer.json");
+    let json: serde_json::Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+    let with = |form: &str, piece: &serde_json::Value| {
+        let mut json = json.clone();
+        json["post_processor"][form].as_array_mut().unwrap().push(piece.clone());
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("tokenizer.json"), json.to_string()).unwrap();
+        let files = ModelFiles::open(folder.path()).unwrap();
+        let tokenizer = TextTokenizer::load(&files, ROWS, 100, 0).map_err(|error| error.to_string())?;
+        tokenizer.require_room_for_pairs(&files).map_err(|error| error.to_string())
+    };
+    for (piece, expected) in [
+        (serde_json::json!({ "SpecialToken": { "id": "[NONE]", "type_id": 0 } }), "the tokenizer library panicked"),
+        (serde_json::json!({ "Sequence": { "id": "A", "type_id": 0 } }), "tokens in a window of"),
+    ] {
+        for form in ["single", "pair"] {
+            let error = with(form, &piece).unwrap_err();
+            assert!(error.contains("tokenizer.json: ") && error.contains(expected), "{error}");
         }
     }
 }

@@ -8,6 +8,7 @@
 //! Answers `GET /constant` and `POST /constant` with BYTES bytes of `application/json`, the latter after it has read the
 //! request's body. Prints `listening on http://127.0.0.1:PORT` as the service does, and ends with a signal.
 
+#![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "where callers read the port")]
 
 use axum::Router;

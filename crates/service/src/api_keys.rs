@@ -89,7 +89,7 @@ pub fn parse_list(list: &str) -> Result<Vec<ApiKey>, String> {
 }
 
 /// One entry a line; what follows `#` at the begin of a line is for people.
-fn parse_file(text: &str) -> Result<Vec<ApiKey>, String> {
+pub fn parse_file(text: &str) -> Result<Vec<ApiKey>, String> {
     let lines = text.lines().enumerate().map(|(at, line)| (at + 1, line.trim()));
     let entries = lines.filter(|(_, line)| !line.is_empty() && !line.starts_with('#'));
     let keys = entries

@@ -2,6 +2,7 @@
 //! `cargo run -p nexus-storage --features aws --example fetch_model -- BUCKET PATH FOLDER`. Credentials and endpoint are
 //! the SDK's business (`AWS_ENDPOINT_URL`, `AWS_ACCESS_KEY_ID`, ...).
 
+#![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "it is what this is for")]
 
 use nexus_storage::{ModelStore, S3Models, S3Options, aws_config};

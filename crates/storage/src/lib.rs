@@ -60,6 +60,8 @@ pub use memory::MemoryCache;
 pub use model_store::{FetchProgress, ModelStore, ModelStoreError, Progress};
 pub use off::NoCache;
 pub use redb_store::{OpenError, RedbCache, RedbOptions};
+#[cfg(feature = "fuzz")]
+pub use targets::fuzz;
 pub use targets::{
     SetDtype, SetInfo, SetList, SetName, SetNameError, SetWriter, TargetError, TargetOptions, TargetSet, TargetSets,
     TargetStore,

@@ -20,6 +20,8 @@
 
 mod error;
 mod folder;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 #[cfg(feature = "aws")]
 mod incoming;
 mod index;

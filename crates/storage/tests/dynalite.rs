@@ -3,6 +3,8 @@
 //! `npx dynalite --port 4567 --createTableMs 50`, then with `AWS_ENDPOINT_URL_DYNAMODB=http://127.0.0.1:4567`,
 //! `AWS_ACCESS_KEY_ID=x` and `AWS_SECRET_ACCESS_KEY=x` in the environment:
 //! `cargo test -p nexus-storage --features aws --test dynalite -- --ignored`.
+
+#![forbid(unsafe_code)]
 #![cfg(feature = "aws")]
 
 use nexus_storage::{

@@ -1,5 +1,6 @@
 //! Models from a hub on loopback: what comes is what was listed, whatever the network does; what can not come is told.
 
+#![forbid(unsafe_code)]
 #![cfg(feature = "hub")]
 
 #[path = "../../../tests/hub_server.rs"]

@@ -2,6 +2,7 @@
 //!
 //! A program of its own, as target sets have one: a child holds its parent's locks until it has replaced itself.
 
+#![forbid(unsafe_code)]
 #![cfg(feature = "aws")]
 #![expect(clippy::print_stdout, reason = "how the other process answers")]
 

@@ -1,5 +1,6 @@
 //! The store's file between versions of this program, and between processes.
 
+#![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "how the other process answers")]
 
 use futures::executor::block_on;

@@ -1,5 +1,7 @@
 //! Target sets: what a client puts is what it gets, now and after a restart.
 
+#![forbid(unsafe_code)]
+
 mod target_sets_support;
 
 use nexus_storage::{SetDtype, SetWriter, TargetError, TargetOptions, TargetSets};

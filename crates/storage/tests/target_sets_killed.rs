@@ -3,6 +3,7 @@
 //! A program of its own, and one test at a time: until a child that is being started has replaced itself, it holds the
 //! locks of all files that its parent has open, and a test beside it would find its own folder in use.
 
+#![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "how the other process answers")]
 
 mod target_sets_support;

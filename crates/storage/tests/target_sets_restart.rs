@@ -1,5 +1,7 @@
 //! Target sets when they are opened again: with what an end without warning leaves, with damaged files, of other versions.
 
+#![forbid(unsafe_code)]
+
 mod target_sets_support;
 
 use nexus_storage::{TargetError, TargetOptions, TargetSets};

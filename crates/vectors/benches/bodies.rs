@@ -3,6 +3,8 @@
 //! Parsing is timed with the scoring of the rows, as a request has it. Deliberately absent: sockets, see
 //! `bench/retrieve.py`.
 
+#![forbid(unsafe_code)]
+
 use bytes::Bytes;
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};

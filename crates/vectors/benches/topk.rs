@@ -2,6 +2,8 @@
 //!
 //! Deliberately absent: other libraries and the machine's bandwidth, see `bench/topk.py`.
 
+#![forbid(unsafe_code)]
+
 use divan::counter::BytesCount;
 use divan::{Bencher, black_box};
 use nexus_vectors::{Dtype, Rows, Sources, Threads, norms, top_k_many};

@@ -6,6 +6,7 @@
 //! ROWS and SOURCES are files of little-endian `f32`, row-major. Each line asks for one run of a task (see [`Task`]);
 //! the answer is a line with its nanoseconds, then the positions of each source's best rows, sources apart by `;`.
 
+#![forbid(unsafe_code)]
 #![allow(clippy::print_stdout)]
 
 use nexus_vectors::{Dtype, Rows, Scored, Sources, Threads, kernel_name, norms, top_k_many};

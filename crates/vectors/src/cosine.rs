@@ -12,11 +12,8 @@
 //! cache, a piece of the components at a time, so that rows come from memory once for [`SOURCES_AT_ONCE`] sources. Both
 //! add up in the same order: a source alone and among others gives the same bits.
 
-#![deny(unsafe_code)]
-
 mod portable;
 #[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code)]
 mod x86;
 
 use crate::sources::{Line, units};

@@ -10,6 +10,8 @@
 //!
 //! Deliberately absent: HTTP, async, files, approximate indexes, and any general JSON document model.
 
+#![deny(unsafe_code)]
+
 mod body;
 mod cosine;
 mod dtype;

@@ -1,5 +1,7 @@
 //! JSON bodies: what is taken, what is refused and with which words, and that nothing makes the parser fall over.
 
+#![forbid(unsafe_code)]
+
 mod support;
 
 use nexus_vectors::{

@@ -1,5 +1,7 @@
 //! Bodies that are safetensors files: what is taken, what is refused, and that nothing makes the parser fall over.
 
+#![forbid(unsafe_code)]
+
 mod support;
 
 use nexus_vectors::{BodyError, Dtype, ErrorKind, Form, Limits, Purpose, Rows, Threads, top_k};

@@ -1,5 +1,7 @@
 //! The ranking against one made in `f64`, and its edges.
 
+#![forbid(unsafe_code)]
+
 use nexus_vectors::{
     Best, Dtype, Rows, Scored, Sources, Threads, TopKError, norms, score, top_k, top_k_among, top_k_many,
 };

@@ -1,5 +1,7 @@
 //! A mutable rectangle of a matrix that can be split, so that threads write disjoint parts of one output.
 
+#![allow(unsafe_code)]
+
 use std::marker::PhantomData;
 
 /// Rows and columns `[rows, columns]` within a matrix whose rows are `stride` floats apart.

@@ -6,6 +6,8 @@
 //!
 //! Deliberately absent: what is computed. The backend asks for kernels and products by name.
 
+#![allow(unsafe_code)]
+
 mod cache;
 mod compile;
 mod context;

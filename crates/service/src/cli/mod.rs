@@ -16,6 +16,9 @@ mod ready;
 mod serve;
 mod settings;
 
+#[cfg(feature = "fuzz")]
+pub use map::fuzz;
+
 use crate::settings::{HttpSettings, Settings};
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;

@@ -98,7 +98,7 @@ impl From<Reloaded> for ModelReload {
     path = "/admin/reload",
     tag = "service",
     operation_id = "reload",
-    params(("Authorization" = String, Header, description = "`Bearer` and the value of NEXUS_ADMIN_TOKEN.")),
+    security(("admin_token" = [])),
     responses(
         (status = 200, description = "Every model is swapped or unchanged.", body = ReloadResponse),
         (status = 401, description = "The token is missing or wrong.", body = ErrorDetail),

@@ -23,8 +23,8 @@ use utoipa::ToSchema;
 pub(super) struct EmbedRequest {
     /// The caller's name of the control; comes back as it is.
     control_id: String,
-    /// The text to embed. What is beyond the model's window is cut off.
-    #[schema(min_length = 1)]
+    /// The text to embed: not only white space. What is beyond the model's window is cut off.
+    #[schema(min_length = 1, pattern = r"\S")]
     text: String,
     /// A task description that the model reads before the text, for queries. Empty counts as absent.
     instruction: Option<String>,
@@ -152,23 +152,23 @@ pub(super) async fn batch(State(app): State<Arc<App>>, request: Request) -> Resu
 
 /// A control to embed, checked but for what only the model knows.
 #[derive(Debug)]
-struct Item {
-    control_id: String,
-    text: String,
-    options: Options,
+pub(super) struct Item {
+    pub(super) control_id: String,
+    pub(super) text: String,
+    pub(super) options: Options,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Options {
-    instruction: Option<Arc<str>>,
-    dimensions: Option<Dimensions>,
-    format: EncodingFormat,
+pub(super) struct Options {
+    pub(super) instruction: Option<Arc<str>>,
+    pub(super) dimensions: Option<Dimensions>,
+    pub(super) format: EncodingFormat,
 }
 
 /// A number of components, and where it was asked for.
 #[derive(Clone, Debug)]
-struct Dimensions {
-    count: usize,
+pub(super) struct Dimensions {
+    pub(super) count: usize,
     loc: Vec<Step>,
 }
 
@@ -178,13 +178,13 @@ enum Form {
     Batch,
 }
 
-fn parse_single(bytes: &[u8]) -> Result<Item, ApiError> {
+pub(super) fn parse_single(bytes: &[u8]) -> Result<Item, ApiError> {
     let mut problems = Problems::default();
     let item = parse_item(Fields::of_body(bytes)?, &Options::default(), &mut problems);
     problems.finish(item)
 }
 
-fn parse_batch(bytes: &[u8], items_max: usize) -> Result<Vec<Item>, ApiError> {
+pub(super) fn parse_batch(bytes: &[u8], items_max: usize) -> Result<Vec<Item>, ApiError> {
     let mut problems = Problems::default();
     let mut body = Fields::of_body(bytes)?;
     let defaults = parse_options(&mut body, &Options::default(), &mut problems);

@@ -164,6 +164,7 @@ impl From<ReloadState> for ReloadReadiness {
     get,
     path = "/health",
     tag = "service",
+    security(()),
     operation_id = "health",
     responses((status = 200, description = "The process listens.", body = Health)),
 )]
@@ -177,6 +178,7 @@ pub(super) async fn health() -> Json<Health> {
     get,
     path = "/ready",
     tag = "service",
+    security(()),
     operation_id = "ready",
     responses(
         (status = 200, description = "All endpoints answer.", body = Readiness),

@@ -15,6 +15,8 @@ mod cross_origin;
 mod docs;
 mod embed;
 mod error;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod health;
 mod held;
 mod ingest;

@@ -107,7 +107,7 @@ fn is_told(status: StatusCode) -> bool {
 #[allow(dead_code, reason = "for the specification")]
 pub(super) struct Timing {
     /// Milliseconds for this request, fewer than the service gives it; beyond them the answer is 504.
-    #[param(rename = "X-Request-Timeout-Ms", minimum = 1)]
+    #[param(rename = "X-Request-Timeout-Ms", minimum = 1, value_type = usize, required = false)]
     timeout_ms: Option<u64>,
 }
 

@@ -26,8 +26,8 @@ use utoipa::ToSchema;
 }))]
 #[allow(dead_code, reason = "the schema of what `parse` reads")]
 pub(super) struct RerankRequest {
-    /// The text that candidates are compared with.
-    #[schema(min_length = 1)]
+    /// The text that candidates are compared with: not only white space.
+    #[schema(min_length = 1, pattern = r"\S")]
     source_text: String,
     /// The candidates; there may be none.
     candidates: Vec<RerankCandidate>,
@@ -42,8 +42,8 @@ pub(super) struct RerankRequest {
 pub(super) struct RerankCandidate {
     /// The caller's name of the control; comes back as it is.
     control_id: String,
-    /// The control's text. What is beyond the model's window is cut off.
-    #[schema(min_length = 1)]
+    /// The control's text: not only white space. What is beyond the model's window is cut off.
+    #[schema(min_length = 1, pattern = r"\S")]
     text: String,
 }
 
@@ -114,14 +114,14 @@ async fn score(reranker: &dyn Reranker, source: String, texts: Vec<String>) -> R
     reranker.score(source, texts).await.map_err(|error| ApiError::of_engine(error, place))
 }
 
-struct Parsed {
-    source: String,
-    ids: Vec<String>,
-    texts: Vec<String>,
-    top_n: Option<usize>,
+pub(super) struct Parsed {
+    pub(super) source: String,
+    pub(super) ids: Vec<String>,
+    pub(super) texts: Vec<String>,
+    pub(super) top_n: Option<usize>,
 }
 
-fn parse(bytes: &[u8], candidates_max: usize) -> Result<Parsed, ApiError> {
+pub(super) fn parse(bytes: &[u8], candidates_max: usize) -> Result<Parsed, ApiError> {
     let mut problems = Problems::default();
     let mut body = Fields::of_body(bytes)?;
     let source = body.text("source_text", &mut problems);

@@ -56,6 +56,12 @@ pub(super) struct RetrieveBody {
     top_k: Option<usize>,
 }
 
+/// A safetensors file.
+#[derive(Debug, ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[allow(dead_code, reason = "the schema of what `nexus_vectors::BodyParser` reads")]
+pub(super) struct SafetensorsFile(Vec<u8>);
+
 /// A vector: a list of numbers, or its little-endian f32 in base64.
 #[derive(Debug, ToSchema)]
 #[serde(untagged)]
@@ -121,7 +127,7 @@ pub(super) struct Candidate {
     tag = "controls",
     operation_id = "retrieve",
     params(Timing),
-    request_body(content((RetrieveBody = "application/json"), (Vec<u8> = "application/octet-stream"))),
+    request_body(content((RetrieveBody = "application/json"), (SafetensorsFile = "application/octet-stream"))),
     responses(
         (status = 200, description = "The nearest targets, best first.", body = RetrieveAnswer),
         (status = 404, description = "There is no resident set of that name.", body = super::error::ErrorDetail),

@@ -11,7 +11,7 @@ use nexus_storage::{SetDtype, SetInfo, SetList, SetName, SetWriter, TargetError,
 use nexus_vectors::{BodyError, Dtype, Head, Ids, Outcome, Purpose, Rows, check_ids, norms, refusal};
 use serde::Serialize;
 use std::sync::{Arc, OnceLock};
-use utoipa::ToSchema;
+use utoipa::{IntoResponses, ToSchema};
 
 /// After how long to ask again while the place of shared sets does not answer.
 const UNAVAILABLE_RETRY_AFTER_S: u64 = 2;
@@ -105,8 +105,12 @@ pub(super) struct TargetSetList {
     path = "/api/v1/targets/{name}",
     tag = "targets",
     operation_id = "put_targets",
-    params(("name" = String, Path, description = "1 to 128 of A-Z a-z 0-9 . _ -, no dot first")),
-    request_body(content((TargetSetBody = "application/json"), (Vec<u8> = "application/octet-stream"))),
+    params((
+        "name" = String, Path,
+        description = "1 to 128 of A-Z a-z 0-9 . _ -, no dot first",
+        min_length = 1, max_length = 128, pattern = r"^[A-Za-z0-9_-][A-Za-z0-9._-]*$",
+    )),
+    request_body(content((TargetSetBody = "application/json"), (super::retrieve::SafetensorsFile = "application/octet-stream"))),
     responses(
         (status = 200, description = "The set is in the place of another.", body = TargetSetInfo),
         (status = 201, description = "The set is there.", body = TargetSetInfo),
@@ -139,6 +143,27 @@ async fn begin(app: &App, name: &str) -> Result<SetWriter, ApiError> {
     Ok(app.targets.sets()?.begin(&name).await?)
 }
 
+/// How a request without a body may be refused.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "for the specification")]
+pub(super) enum PlainRefusals {
+    /// A header makes no sense.
+    #[response(status = 400)]
+    Malformed(ErrorDetail),
+    /// The service asks for API keys, and none came with the request, or a wrong one.
+    #[response(status = 401, headers(("WWW-Authenticate" = String, description = "`Bearer`")))]
+    Unauthorized(ErrorDetail),
+    /// The service failed.
+    #[response(status = 500)]
+    Failed(ErrorDetail),
+    /// Resident sets are not available.
+    #[response(status = 503)]
+    Unavailable(ErrorDetail),
+    /// The request took too long.
+    #[response(status = 504)]
+    TimedOut(ErrorDetail),
+}
+
 /// What is known of a resident set.
 #[utoipa::path(
     get,
@@ -149,7 +174,7 @@ async fn begin(app: &App, name: &str) -> Result<SetWriter, ApiError> {
     responses(
         (status = 200, description = "The set.", body = TargetSetInfo),
         (status = 404, description = "There is no set of that name.", body = ErrorDetail),
-        (status = 503, description = "Resident sets are not available.", body = ErrorDetail),
+        PlainRefusals,
     ),
 )]
 pub(super) async fn get(
@@ -170,7 +195,7 @@ pub(super) async fn get(
     responses(
         (status = 204, description = "The set is gone."),
         (status = 404, description = "There is no set of that name.", body = ErrorDetail),
-        (status = 503, description = "Resident sets are not available.", body = ErrorDetail),
+        PlainRefusals,
     ),
 )]
 pub(super) async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>) -> Result<StatusCode, ApiError> {
@@ -185,7 +210,7 @@ pub(super) async fn delete(State(app): State<Arc<App>>, Path(name): Path<String>
     operation_id = "list_targets",
     responses(
         (status = 200, description = "The sets, by name.", body = TargetSetList),
-        (status = 503, description = "Resident sets are not available.", body = ErrorDetail),
+        PlainRefusals,
     ),
 )]
 pub(super) async fn list(State(app): State<Arc<App>>) -> Result<Json<TargetSetList>, ApiError> {

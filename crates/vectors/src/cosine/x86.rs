@@ -7,6 +7,7 @@
 //!
 //! The tests run every kernel that their machine has: AVX-512 is tested only where there is AVX-512.
 
+#![allow(unsafe_code)]
 #![allow(clippy::needless_range_loop, reason = "indices that are constants once unrolled, over several arrays")]
 
 use super::{BLOCK, GROUP, Kernel, PIECE, Panel, UNIT};

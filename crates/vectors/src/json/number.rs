@@ -7,7 +7,6 @@
 //! one number in a million. Where the CPU can, runs of usual numbers are parsed a register at a time ([`parse_run`]).
 
 #[cfg(target_arch = "x86_64")]
-#[allow(unsafe_code)]
 mod avx2;
 
 /// Why there is no number.

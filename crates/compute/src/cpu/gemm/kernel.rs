@@ -4,6 +4,8 @@
 //! constant displacement from one pointer, and rows never fall on the same cache sets as they would at strides of a
 //! power of two. The right operand is a panel: for each `k` in turn, the values of two vectors of columns.
 
+#![allow(unsafe_code)]
+
 use crate::cpu::simd::{Kernel, Simd};
 use crate::cpu::tile::TileMut;
 use bytemuck::Pod;

@@ -1,5 +1,7 @@
 //! Eight floats at a time with AVX2 and FMA.
 
+#![allow(unsafe_code)]
+
 use super::{Kernel, Simd};
 use std::arch::x86_64::*;
 

@@ -1,5 +1,7 @@
 //! Sixteen floats at a time with AVX-512F and AVX-512BW, which every CPU with AVX-512 has that is not a Xeon Phi.
 
+#![allow(unsafe_code)]
+
 use super::{Kernel, Simd};
 use std::arch::x86_64::*;
 

@@ -3,6 +3,8 @@
 //!
 //! Deliberately absent: keeping what was compiled ([`super::cache`]) and loading it.
 
+#![allow(unsafe_code)]
+
 use super::library::Nvrtc;
 use super::probe;
 use crate::cuda::kernels::{Kernel, PRELUDE, Source};

@@ -3,6 +3,8 @@
 //!
 //! Deliberately absent: what is done with them.
 
+#![allow(unsafe_code)]
+
 use super::error::{OUT_OF_MEMORY, driver_error};
 use super::library::Driver;
 use super::probe::{self, Found};

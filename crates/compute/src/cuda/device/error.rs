@@ -1,5 +1,7 @@
 //! What the codes of NVIDIA's libraries mean to those who own devices: memory, this device, or the whole process.
 
+#![allow(unsafe_code)]
+
 use super::library::{CublasLt, Driver};
 use crate::{ComputeError, Result};
 use std::ffi::CStr;

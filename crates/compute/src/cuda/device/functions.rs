@@ -1,6 +1,8 @@
 //! The kernels of a device, ready to be launched: from the cache or the compiler, loaded, and allowed the shared memory that
 //! they take.
 
+#![allow(unsafe_code)]
+
 use super::cache::Cache;
 use super::compile::{Compiler, sources};
 use super::context::Context;

@@ -3,6 +3,8 @@
 //! A stream is captured in relaxed mode: in the others, the driver forbids calls that may wait for the device, and allocating
 //! memory is one of them. No other thread uses the stream meanwhile; the device sees to it.
 
+#![allow(unsafe_code)]
+
 use super::context::{Context, Stream};
 use crate::{ComputeError, Result};
 use cudarc::driver::sys;

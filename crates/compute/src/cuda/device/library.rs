@@ -7,6 +7,8 @@
 //!
 //! Deliberately absent: what is called, and what codes mean.
 
+#![allow(unsafe_code)]
+
 use cudarc::cublaslt::sys as lt;
 use cudarc::driver::sys as cu;
 use cudarc::nvrtc::sys as rtc;

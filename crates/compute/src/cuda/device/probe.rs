@@ -1,5 +1,7 @@
 //! Which GPUs there are, and why none can be used. Never panics, whatever is installed.
 
+#![allow(unsafe_code)]
+
 use super::error::{NO_DEVICE, code_name};
 use super::library::{self, Driver, Missing, Nvrtc};
 use crate::Result;

@@ -9,6 +9,8 @@
 //!
 //! Deliberately absent: who may call when. The device lets one in at a time.
 
+#![allow(unsafe_code)]
+
 use super::context::{Context, Event, Memory, Stream};
 use super::error::cublaslt_check;
 use super::library::CublasLt;

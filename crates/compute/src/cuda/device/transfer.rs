@@ -3,6 +3,8 @@
 //!
 //! Deliberately absent: which thread may copy when; the device knows.
 
+#![allow(unsafe_code)]
+
 use super::context::{Context, Event, Pinned, Stream};
 use crate::Result;
 use rayon::prelude::*;

@@ -43,7 +43,7 @@ pub(super) fn read(path: &Path) -> Result<Catalog, String> {
     parse(&bytes, stem).map_err(|error| format!("{shown}: {error}"))
 }
 
-fn parse(bytes: &[u8], default_name: String) -> Result<Catalog, String> {
+pub(super) fn parse(bytes: &[u8], default_name: String) -> Result<Catalog, String> {
     let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let line = 1 + bytes[..error.valid_up_to()].iter().filter(|b| **b == b'\n').count();
@@ -100,7 +100,7 @@ fn parse_csv(text: &str) -> Result<Vec<Control>, String> {
     let required = |name: &str| {
         column(name).ok_or_else(|| {
             let found: Vec<&str> = headers.iter().map(str::trim).collect();
-            format!("line 1: there is no column {name}; the columns are {}", found.join(", "))
+            format!("line 1: there is no column {name}; the columns are {}", shown(&found.join(", ")))
         })
     };
     let (id, title, text) = (required("control_id")?, column("title"), required("text")?);
@@ -121,6 +121,17 @@ fn parse_csv(text: &str) -> Result<Vec<Control>, String> {
     Ok(builder.controls)
 }
 
+/// A piece of the file as messages quote it: one line whatever is in it, and not all of what is long. A file that is no
+/// catalog at all may have megabytes in its first line, or bytes that a terminal obeys.
+fn shown(text: &str) -> String {
+    const CHARS_MAX: usize = 200;
+    let mut shown: String = text.chars().take(CHARS_MAX).map(|c| if c.is_control() { ' ' } else { c }).collect();
+    if text.chars().nth(CHARS_MAX).is_some() {
+        shown.push_str("...");
+    }
+    shown
+}
+
 /// Collects controls, and refuses those that can not be mapped.
 #[derive(Default)]
 struct Builder {
@@ -135,10 +146,10 @@ impl Builder {
             return Err(format!("{place}: control_id is empty"));
         }
         if text.is_empty() {
-            return Err(format!("{place}: the text of {id} is empty"));
+            return Err(format!("{place}: the text of {} is empty", shown(id)));
         }
         if let Some(first) = self.places.get(id) {
-            return Err(format!("{place}: control_id {id} is taken, by {first}"));
+            return Err(format!("{place}: control_id {} is taken, by {first}", shown(id)));
         }
         self.places.insert(id.to_owned(), place);
         self.controls.push(Control { id: id.to_owned(), title: title.to_owned(), text: text.to_owned() });
@@ -191,6 +202,14 @@ mod tests {
         check("control_id,text\nA,x\nB,\n", Err("line 3: the text of B is empty"));
         check("control_id,text\nA,\"x\ny\"\nA,z\n", Err("line 4: control_id A is taken, by line 2"));
         check("control_id,text\nA,x,y\n", Err("line 2 has 3 fields, but there are 2 columns"));
+    }
+
+    #[test]
+    fn messages_are_one_short_line() {
+        check("\"a\nb\",\u{1b}[2J\n1,2\n", Err("line 1: there is no column control_id; the columns are a b,  [2J"));
+        check("control_id,text\n\"A\r\nB\",\n", Err("line 2: the text of A  B is empty"));
+        let long = parse("x".repeat(1_000_000).as_bytes(), String::new()).expect_err("no catalog");
+        assert!(long.len() < 300 && long.ends_with("xxx..."), "{long}");
     }
 
     #[test]

@@ -1,6 +1,8 @@
 //! `nexus map`: two catalogs in, the nearest controls of the second for each control of the first out.
 
 mod catalog;
+#[cfg(feature = "fuzz")]
+pub mod fuzz;
 mod mapping;
 mod output;
 

@@ -7,6 +7,8 @@
 //! Deliberately absent: exponents, integers without a point, any white space but one blank after a comma, and the judging
 //! of what is wrong: all of that stops the run and is the scalar parser's.
 
+#![allow(unsafe_code)]
+
 use super::{POWERS, POWERS_FROM, nearest_of_product};
 use std::arch::x86_64::*;
 
