@@ -25,6 +25,9 @@ pub enum EngineError {
         /// When to try again, in seconds.
         retry_after_s: u64,
     },
+    /// Its time was over before it was its turn.
+    #[error("there was no time left when it was its turn")]
+    Expired,
     /// The process is shutting down.
     #[error("the service is shutting down")]
     ShuttingDown,

@@ -13,6 +13,7 @@ mod budget;
 mod cached;
 mod coming;
 mod contract;
+mod deadline;
 mod devices;
 mod engine;
 mod kept;
@@ -36,6 +37,7 @@ mod waits;
 
 pub use arrival::Arrival;
 pub use contract::{EmbedItem, Embedding, EngineError, Reranker, RerankerInfo, Retriever, RetrieverInfo};
+pub use deadline::within;
 pub use devices::Devices;
 pub use engine::{Engine, EngineOptions};
 pub use models::Models;

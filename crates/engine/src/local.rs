@@ -1,9 +1,9 @@
 //! The two contracts, answered by models on this machine's replicas.
 
 use crate::{
-    EmbedItem, Embedding, EngineError, Reranker, RerankerInfo, Retriever, RetrieverInfo, Stage,
+    EmbedItem, Embedding, EngineError, Reranker, RerankerInfo, Retriever, RetrieverInfo, Stage, deadline,
     loaded::LoadedModel,
-    queue::{Job, Queue},
+    queue::{Job, Queue, Reserved},
 };
 use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
 use nexus_models::{EncodeError, TextTokenizer};
@@ -45,12 +45,11 @@ impl Retriever for LocalRetriever {
                 }
                 .map_err(|e| encode_error("text", Some(at), &e))
             };
-            let sequences = self
-                .tokens
-                .work(Door::Guarded, move || items.iter().enumerate().map(encode).collect::<Result<Vec<_>, _>>())
-                .await??;
-            let span = tracing::debug_span!("compute", texts = sequences.len());
-            let rows = rows(self.tokens.push(&sequences)?).instrument(span).await?;
+            let tokens = items.iter().map(|item| about_tokens(bytes_of(item), self.info.window_tokens)).sum();
+            let room = self.tokens.reserve(tokens)?;
+            let sequences =
+                self.tokens.work(move || items.iter().enumerate().map(encode).collect::<Result<Vec<_>, _>>()).await??;
+            let rows = self.tokens.run(sequences, room).await?;
             let vector = |(at, (row, length))| {
                 // The model has nothing to say about the text: so it is with a text of end tokens only, where training
                 // left their embedding at zero.
@@ -103,7 +102,7 @@ const PIECES_AT_ONCE: usize = 8;
 const FULL_PAUSE: Duration = Duration::from_millis(20);
 
 impl LocalReranker {
-    /// The scores of a piece that begins at `offset`. A list of which nothing was queued yet is refused by a full queue at once;
+    /// The scores of a piece that begins at `offset`. A list of which nothing was let in yet is refused by a full queue at once;
     /// what is partly done (`started`) is not thrown away, and waits.
     async fn persist(
         &self,
@@ -112,30 +111,19 @@ impl LocalReranker {
         offset: usize,
         started: &AtomicBool,
     ) -> Result<Vec<f32>, EngineError> {
-        let sequences = self.encode(source, candidates.to_vec(), offset, started).await?;
-        loop {
-            match self.tokens.push(&sequences) {
+        let bytes = |text: &String| source.len() + text.len();
+        let tokens = candidates.iter().map(|text| about_tokens(bytes(text), self.info.window_tokens)).sum();
+        let room = loop {
+            match self.tokens.reserve(tokens) {
                 Err(EngineError::Overloaded { .. }) if started.load(Ordering::Relaxed) => {
                     tokio::time::sleep(FULL_PAUSE).await;
                 }
                 Err(error) => return Err(error),
-                Ok(replies) => {
-                    started.store(true, Ordering::Relaxed);
-                    let span = tracing::debug_span!("compute", texts = sequences.len());
-                    return Ok(rows(replies).instrument(span).await?.into_iter().map(|row| sigmoid(row[0])).collect());
-                }
+                Ok(room) => break room,
             }
-        }
-    }
-
-    async fn encode(
-        &self,
-        source: Arc<str>,
-        candidates: Vec<String>,
-        offset: usize,
-        started: &AtomicBool,
-    ) -> Result<Vec<Vec<u32>>, EngineError> {
-        let tokenizer = self.tokens.tokenizer.clone();
+        };
+        started.store(true, Ordering::Relaxed);
+        let (tokenizer, candidates) = (self.tokens.tokenizer.clone(), candidates.to_vec());
         let encode = move || {
             if offset == 0 {
                 // A source that can not be encoded is at fault itself, not the first candidate.
@@ -147,17 +135,18 @@ impl LocalReranker {
             };
             candidates.iter().enumerate().map(pair).collect::<Result<Vec<_>, _>>()
         };
-        // What is partly done waits for its place when it is queued.
-        let door = if started.load(Ordering::Relaxed) { Door::Open } else { Door::Guarded };
-        self.tokens.work(door, encode).await?
+        let sequences = self.tokens.work(encode).await??;
+        Ok(self.tokens.run(sequences, room).await?.into_iter().map(|row| sigmoid(row[0])).collect())
     }
 }
 
-/// Whether work is begun that a full queue would refuse in the end.
-#[derive(Clone, Copy, Debug)]
-enum Door {
-    Guarded,
-    Open,
+fn bytes_of(item: &EmbedItem) -> usize {
+    item.text.len() + item.instruction.as_ref().map_or(0, |instruction| instruction.len())
+}
+
+/// About how many tokens a text of so many bytes has: English prose has four to five bytes a token.
+fn about_tokens(bytes: usize, window_tokens: usize) -> usize {
+    (bytes / 4 + 2).min(window_tokens)
 }
 
 /// A tokenizer, the model that its tokens are for, and the queue between them. The two are never parted: tokens of one
@@ -193,18 +182,15 @@ impl Tokens {
         self.permits.available_permits()
     }
 
-    /// Runs `encode` on a thread that may block: a long text would hold up every other request otherwise. At a guarded door it
-    /// is refused at once when the queue would not take the tokens anyway.
-    async fn work<T: Send + 'static>(
-        &self,
-        door: Door,
-        encode: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, EngineError> {
+    /// Takes room in the queue for about so many tokens, before any work is put into them.
+    fn reserve(&self, tokens: usize) -> Result<Reserved, EngineError> {
+        self.queue.reserve(self.model.role(), tokens, deadline::current())
+    }
+
+    /// Runs `encode` on a thread that may block: a long text would hold up every other request otherwise.
+    async fn work<T: Send + 'static>(&self, encode: impl FnOnce() -> T + Send + 'static) -> Result<T, EngineError> {
         let asked = Instant::now();
         let permit = self.permits.clone().acquire_owned().await.map_err(|_| EngineError::ShuttingDown)?;
-        if let Door::Guarded = door {
-            self.queue.check()?;
-        }
         let work = move || {
             let result = encode();
             // Held by the work, which goes on when its caller goes away.
@@ -216,29 +202,25 @@ impl Tokens {
         done.map_err(|e| EngineError::Model(format!("tokenization stopped: {e}")))
     }
 
-    /// Queues one job a sequence, all or none.
-    fn push(&self, sequences: &[Vec<u32>]) -> Result<Vec<Reply>, EngineError> {
-        let job = |tokens: &Vec<u32>| {
+    /// Queues one job a sequence, for which room was taken, and waits for all rows, in order.
+    async fn run(&self, sequences: Vec<Vec<u32>>, room: Reserved) -> Result<Vec<Vec<f32>>, EngineError> {
+        let span = tracing::debug_span!("compute", texts = sequences.len());
+        let job = |tokens| {
             let (reply, receiver) = oneshot::channel();
-            (Job::new(self.model.clone(), tokens.clone(), reply), receiver)
+            (Job::new(self.model.clone(), tokens, reply), receiver)
         };
-        let (jobs, replies): (Vec<_>, Vec<_>) = sequences.iter().map(job).unzip();
-        self.queue.push(jobs)?;
-        Ok(replies)
+        let (jobs, replies): (Vec<_>, Vec<_>) = sequences.into_iter().map(job).unzip();
+        self.queue.push_reserved(jobs, room)?;
+        let answers = async {
+            let mut rows = Vec::with_capacity(replies.len());
+            for reply in replies {
+                // A replica that ends drops its jobs' senders.
+                rows.push(reply.await.map_err(|_| EngineError::ShuttingDown)??);
+            }
+            Ok(rows)
+        };
+        answers.instrument(span).await
     }
-}
-
-/// Where the row of a job comes.
-type Reply = oneshot::Receiver<Result<Vec<f32>, EngineError>>;
-
-/// Waits for all rows, in order.
-async fn rows(replies: Vec<Reply>) -> Result<Vec<Vec<f32>>, EngineError> {
-    let mut rows = Vec::with_capacity(replies.len());
-    for reply in replies {
-        // A replica that ends drops its jobs' senders.
-        rows.push(reply.await.map_err(|_| EngineError::ShuttingDown)??);
-    }
-    Ok(rows)
 }
 
 fn encode_error(field: &'static str, index: Option<usize>, error: &EncodeError) -> EngineError {

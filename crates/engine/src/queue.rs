@@ -1,7 +1,8 @@
 //! The one bounded queue between requests and replicas.
 //!
 //! It has a lane a model, served in turn, so that a long rerank does not hold single embeds up. It is bounded in tokens,
-//! since tokens are what a device spends its time on. Jobs whose caller has gone away are dropped when they are met.
+//! since tokens are what a device spends its time on. Jobs whose caller has gone away, or waits no longer, are dropped before any
+//! is handed out. What is let in, and what is not, is in `door`.
 //!
 //! Replicas pull: who has least to do comes first. Where several are idle, what waits is shared out between them.
 //!
@@ -9,7 +10,8 @@
 //! both; a batch never does, and a replica takes only what it has a copy for. A job for which no replica is left is
 //! answered with that.
 
-use crate::{EngineError, Observer, QueueWaits, Role, Stage, loaded::LoadedModel, packer, waits::Waits};
+use crate::{EngineError, Observer, QueueWaits, Role, Stage, deadline, loaded::LoadedModel, packer, waits::Waits};
+use door::Pace;
 use std::{
     collections::{BTreeSet, VecDeque},
     fmt,
@@ -31,6 +33,8 @@ pub(crate) struct Job {
     pub(crate) reply: oneshot::Sender<Result<Vec<f32>, EngineError>>,
     /// What went wrong the first time; there is no third.
     pub(crate) setback: Option<Setback>,
+    /// When nobody wants the answer any more.
+    pub(crate) deadline: Option<Instant>,
 }
 
 /// Why a job is run a second time.
@@ -48,7 +52,7 @@ impl Job {
         tokens: Vec<u32>,
         reply: oneshot::Sender<Result<Vec<f32>, EngineError>>,
     ) -> Self {
-        Self { model, tokens, reply, setback: None }
+        Self { model, tokens, reply, setback: None, deadline: deadline::current() }
     }
 
     /// Whether a replica that has a copy of the model may try it.
@@ -58,6 +62,10 @@ impl Job {
 
     fn has_a_place(&self) -> bool {
         self.model.replicas().into_iter().any(|replica| self.may_run_on(replica))
+    }
+
+    fn is_unwanted(&self, now: Instant) -> bool {
+        self.reply.is_closed() || self.deadline.is_some_and(|deadline| deadline <= now)
     }
 
     /// Answers; whoever asked may have gone away meanwhile.
@@ -123,7 +131,11 @@ impl fmt::Debug for Queue {
 #[derive(Debug, Default)]
 struct State {
     lanes: [VecDeque<Queued>; 2],
-    queued_tokens: usize,
+    /// Tokens that wait, by lane.
+    tokens: [usize; 2],
+    /// Tokens that will wait, as soon as their texts are tokens.
+    reserved: [usize; 2],
+    pace: [Pace; 2],
     last_served: usize,
     closed: bool,
     abandoned: bool,
@@ -192,19 +204,29 @@ impl Queue {
 
     /// Queues all of `jobs` or none. A request larger than the whole queue is admitted when nothing else waits: it could
     /// never run otherwise.
+    #[cfg(test)]
     pub(crate) fn push(&self, jobs: Vec<Job>) -> Result<(), EngineError> {
         let tokens: usize = jobs.iter().map(|job| job.tokens.len()).sum();
+        let Some(lane) = jobs.first().map(|job| lane_of(job.model.role())) else { return Ok(()) };
         let mut state = self.lock();
-        self.admit(&mut state, tokens)?;
+        self.admit(&mut state, lane, tokens, None)?;
+        self.put(state, jobs)
+    }
+
+    /// Queues what was let in.
+    fn put(&self, mut state: MutexGuard<'_, State>, jobs: Vec<Job>) -> Result<(), EngineError> {
         // All jobs of a request are of one model. Under the lock, since a replica loses its copies before the queue is
         // swept: a job is swept, or not let in.
         if let Some(job) = jobs.first().filter(|job| !job.has_a_place()) {
             let role = job.model.role().name();
             return Err(EngineError::Device(format!("no replica with this revision of the {role} is left")));
         }
-        state.queued_tokens += tokens;
         let since = Instant::now();
-        jobs.into_iter().for_each(|job| state.lanes[lane_of(job.model.role())].push_back(Queued::new(job, since)));
+        for job in jobs {
+            let lane = lane_of(job.model.role());
+            state.tokens[lane] += job.tokens.len();
+            state.lanes[lane].push_back(Queued::new(job, since));
+        }
         drop(state);
         self.wake();
         Ok(())
@@ -224,8 +246,9 @@ impl Queue {
         }
         let since = Instant::now();
         for job in jobs.into_iter().rev() {
-            state.queued_tokens += job.tokens.len();
-            state.lanes[lane_of(job.model.role())].push_front(Queued::new(job, since));
+            let lane = lane_of(job.model.role());
+            state.tokens[lane] += job.tokens.len();
+            state.lanes[lane].push_front(Queued::new(job, since));
         }
         drop(state);
         self.wake();
@@ -240,7 +263,9 @@ impl Queue {
                 if queued.job.has_a_place() { lane.push_back(queued) } else { lost.push(queued.job) }
             }
         }
-        state.queued_tokens -= lost.iter().map(|job| job.tokens.len()).sum::<usize>();
+        for job in &lost {
+            state.tokens[lane_of(job.model.role())] -= job.tokens.len();
+        }
         drop(state);
         self.wake();
         lost.into_iter().for_each(Job::give_up);
@@ -255,28 +280,6 @@ impl Queue {
     /// Whether it refuses new work for good.
     pub(crate) fn is_closed(&self) -> bool {
         self.lock().closed
-    }
-
-    /// Whether a request of any size would be refused now: a cheap question, before work is put into one.
-    pub(crate) fn check(&self) -> Result<(), EngineError> {
-        self.admit(&mut self.lock(), 1)
-    }
-
-    fn admit(&self, state: &mut State, tokens: usize) -> Result<(), EngineError> {
-        if let Some(reason) = &state.failed {
-            return Err(EngineError::Device(reason.clone()));
-        }
-        if state.closed {
-            return Err(EngineError::ShuttingDown);
-        }
-        let full = |state: &State| {
-            state.queued_tokens > 0 && state.queued_tokens.saturating_add(tokens) > self.queued_tokens_max
-        };
-        if full(state) {
-            // Requests that were given up since the last batch hold no place.
-            (0..state.lanes.len()).for_each(|lane| state.drop_abandoned(lane));
-        }
-        if full(state) { Err(EngineError::Overloaded { retry_after_s: 1 }) } else { Ok(()) }
     }
 
     /// The next batch of at most `tokens_max` tokens for a replica, or something else that it has to do; waits for it.
@@ -366,7 +369,13 @@ impl Queue {
 
     /// Tokens that wait now.
     pub(crate) fn queued_tokens(&self) -> usize {
-        self.lock().queued_tokens
+        self.lock().tokens.iter().sum()
+    }
+
+    /// Tokens that will wait as soon as their texts are tokens.
+    #[cfg(test)]
+    pub(crate) fn reserved_tokens(&self) -> usize {
+        self.lock().reserved.iter().sum()
     }
 
     /// Refuses new work; what is queued is still served.
@@ -390,7 +399,7 @@ impl Queue {
         let mut state = self.lock();
         state.closed = true;
         mark(&mut state);
-        state.queued_tokens = 0;
+        state.tokens = [0; 2];
         let queued = std::mem::take(&mut state.lanes).into_iter().flatten().collect();
         drop(state);
         self.wake();
@@ -406,7 +415,7 @@ impl Queue {
 impl State {
     /// The next batch for a replica, never an empty one: jobs of one model, in order of arrival.
     fn next(&mut self, replica: usize, tokens_max: usize) -> Option<Vec<Queued>> {
-        (0..self.lanes.len()).for_each(|lane| self.drop_abandoned(lane));
+        self.drop_unwanted();
         let first_of = |lane| Some((lane, first_for(&self.lanes[lane], replica)?));
         let firsts: Vec<(usize, usize)> = (0..self.lanes.len()).filter_map(first_of).collect();
         // Lanes take turns. A replica that serves jobs behind one that it can not take uses its lane's turn up, too: so
@@ -429,20 +438,27 @@ impl State {
         };
         let count = packer::fitting(alike(), share);
         let batch: Vec<Queued> = queue.drain(first..first + count).collect();
-        self.queued_tokens -= batch.iter().map(|queued| queued.job.tokens.len()).sum::<usize>();
+        self.tokens[lane] -= batch.iter().map(|queued| queued.job.tokens.len()).sum::<usize>();
         self.last_served = lane;
         Some(batch)
     }
 
-    fn drop_abandoned(&mut self, lane: usize) {
-        let queued_tokens = &mut self.queued_tokens;
-        self.lanes[lane].retain(|Queued { job, .. }| {
-            let wanted = !job.reply.is_closed();
-            if !wanted {
-                *queued_tokens -= job.tokens.len();
+    /// Drops the jobs whose callers are gone, or do not wait for them any longer.
+    fn drop_unwanted(&mut self) {
+        let now = Instant::now();
+        for (lane, tokens) in self.lanes.iter_mut().zip(&mut self.tokens) {
+            if !lane.iter().any(|queued| queued.job.is_unwanted(now)) {
+                continue;
             }
-            wanted
-        });
+            for queued in std::mem::take(lane) {
+                if queued.job.is_unwanted(now) {
+                    *tokens -= queued.job.tokens.len();
+                    queued.job.answer(Err(EngineError::Expired));
+                } else {
+                    lane.push_back(queued);
+                }
+            }
+        }
     }
 }
 
@@ -459,8 +475,10 @@ fn first_for(lane: &VecDeque<Queued>, replica: usize) -> Option<usize> {
     })
 }
 
+mod door;
 mod view;
 
+pub(crate) use door::Reserved;
 pub use view::QueueView;
 
 #[cfg(test)]

@@ -149,7 +149,9 @@ impl Replica {
             && let Some(job) = jobs.first()
         {
             let (role, tokens_max) = (job.model.role(), self.tokens_max);
-            self.queue.observer().stage(role, Stage::Compute, started.elapsed());
+            let took = started.elapsed();
+            self.queue.ran(role, tokens, took);
+            self.queue.observer().stage(role, Stage::Compute, took);
             self.queue.observer().ran(RanBatch { role, sequences: sequences.len(), tokens, tokens_max });
         }
         rows

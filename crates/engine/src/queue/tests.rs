@@ -24,7 +24,7 @@ fn model_on(role: Role, replicas: &[usize]) -> Arc<LoadedModel> {
     Arc::new(model)
 }
 
-fn model(role: Role) -> Arc<LoadedModel> {
+pub(super) fn model(role: Role) -> Arc<LoadedModel> {
     model_on(role, &[0])
 }
 
@@ -33,11 +33,11 @@ fn job(model: &Arc<LoadedModel>, tokens: usize) -> (Job, Reply) {
     (Job::new(model.clone(), vec![7; tokens], reply), receiver)
 }
 
-fn embed(tokens: usize) -> (Job, Reply) {
+pub(super) fn embed(tokens: usize) -> (Job, Reply) {
     job(&model(Role::Retriever), tokens)
 }
 
-fn take(queue: &Queue, replica: usize) -> Option<Work> {
+pub(super) fn take(queue: &Queue, replica: usize) -> Option<Work> {
     take_of(queue, replica, 10)
 }
 

@@ -121,9 +121,9 @@ impl Client {
         self.future.poll_unpin(&mut Context::from_waker(&Waker::from(self.woken.clone())))
     }
 
-    /// Tokens of all that it asks.
-    pub(crate) fn tokens(&self) -> usize {
-        self.wanted.iter().map(|wanted| wanted.tokens.len()).sum()
+    /// Tokens of all that it asks, or what they may be estimated as: words have at most eight bytes.
+    pub(crate) fn tokens_at_most(&self) -> usize {
+        self.wanted.iter().map(|wanted| 2 * wanted.tokens.len() + 2).sum()
     }
 
     /// Whether it waits for these tokens of a revision.
@@ -159,6 +159,8 @@ impl Client {
             EngineError::Invalid { index: Some(at), .. } => natures.get(*at) == Some(&Nature::Zero),
             EngineError::Invalid { index: None, .. } => false,
             EngineError::Overloaded { .. } => self.met_full,
+            // Clients have no deadlines here: they leave.
+            EngineError::Expired => false,
             EngineError::ShuttingDown => happened.shutdown,
             EngineError::Device(detail) if detail.contains("twice") => {
                 any(&|job| job.setbacks + job.too_large >= 2 && job.setbacks > 0)

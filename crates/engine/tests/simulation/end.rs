@@ -65,7 +65,7 @@ impl World {
             self.step_replica(n);
         }
         assert!(self.hands.iter().all(|hand| hand.is_over()), "a replica does not end");
-        assert_eq!(self.queue.queued_tokens(), 0);
+        assert_eq!((self.queue.queued_tokens(), self.queue.reserved_tokens()), (0, 0));
         self.drop_models();
         assert_eq!(self.ledger.models_held(), 0, "somebody holds a model still");
     }

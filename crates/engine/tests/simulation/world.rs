@@ -340,7 +340,7 @@ impl World {
             client.deadline_ms = Some(self.clock.now_ms() + self.dice.within(1..150) as u64);
         }
         self.note(|_| {
-            let (revision, count, tokens) = (client.revision, client.wanted.len(), client.tokens());
+            let (revision, count, tokens) = (client.revision, client.wanted.len(), client.tokens_at_most());
             format!("client {id} asks revision {revision} for {count}, of {tokens} tokens")
         });
         self.asked.push((client.revision, client.wanted.iter().map(|wanted| wanted.tokens.clone()).collect()));
@@ -348,7 +348,7 @@ impl World {
     }
 
     fn poll(&mut self, at: usize) {
-        let polled = self.clients[at].tokens();
+        let polled = self.clients[at].tokens_at_most();
         // Whatever else this one gets into the queue, before it drives the work of another.
         self.note_fullness(polled);
         let entered = self.threads.enter();
@@ -464,9 +464,9 @@ impl World {
 
     /// Notes for whom the queue has no room, where somebody else puts `more` tokens there.
     fn note_fullness(&mut self, more: usize) {
-        let taken = self.ledger.wanted_tokens + more;
+        let taken = self.ledger.wanted_tokens + self.queue.reserved_tokens() + more;
         for client in &mut self.clients {
-            client.met_full |= taken + client.tokens() > self.plan.queue_tokens_max;
+            client.met_full |= taken + client.tokens_at_most() > self.plan.queue_tokens_max;
         }
     }
 }

@@ -110,7 +110,7 @@ async fn clients(plan: &Plan, table: &mut Table) -> Result<()> {
     let (greedy, greedy_line) = key(plan, "greedy")?;
     let (modest, modest_line) = key(plan, "modest")?;
     let keys = format!("{greedy_line},{modest_line}");
-    let settings = [("NEXUS_API_KEYS", keys.as_str()), ("NEXUS_CLIENT_REQUESTS_MAX", "4"), ("NEXUS_CACHE", "off")];
+    let settings = [("NEXUS_API_KEYS", keys.as_str()), ("NEXUS_REQUESTS_MAX", "8"), ("NEXUS_CACHE", "off")];
     let server = Server::start(plan, &settings).await?;
     let pool = Pool::new(server.address);
     let beside = async {

@@ -211,6 +211,7 @@ impl ApiError {
                 retry_after_s: Some(retry_after_s),
                 rejection: Some(Rejection::Tokens),
             },
+            EngineError::Expired => Self::rejected(Rejection::Timeout, error.to_string()),
             EngineError::ShuttingDown | EngineError::Device(_) => Self::unavailable(error.to_string(), 1),
             EngineError::Model(_) => {
                 tracing::error!(%error, "the model failed");

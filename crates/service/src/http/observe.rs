@@ -60,7 +60,8 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
             Err(refusal) => refusal.into_response(),
         }
     };
-    let answer = AssertUnwindSafe(answer).catch_unwind();
+    // Work for it is not begun once its time is over, and not taken on where it would come too late.
+    let answer = nexus_engine::within(end.started + time_max, AssertUnwindSafe(answer).catch_unwind());
     let mut response = match tokio::time::timeout(time_max, answer).instrument(span).await {
         Ok(Ok(response)) => response,
         // The panic hook has logged it.

@@ -1,0 +1,225 @@
+//! The door of the queue: what is let in, by the room that there is, and by the time that it would have to wait.
+//!
+//! Room is taken while a request is still text, by an estimate of its tokens: who is refused has cost nothing. The wait is
+//! estimated by how fast replicas have been of late; a request that would be too late when it is its turn is refused at once, and
+//! its place goes to one that can be served.
+
+use super::{Job, Queue, State, lane_of};
+use crate::{EngineError, Role};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+/// What batches of the past still count, each time another one is run.
+const REMEMBERED: f64 = 0.9;
+
+/// What is added to an estimated wait: batches differ.
+const CAUTION: f64 = 1.15;
+
+/// Nobody is told to come back later than this.
+const RETRY_AFTER_S_MAX: u64 = 30;
+
+/// How fast a replica runs a model.
+#[derive(Debug, Default)]
+pub(super) struct Pace {
+    tokens: f64,
+    seconds: f64,
+    batches: f64,
+}
+
+impl Pace {
+    fn ran(&mut self, tokens: usize, took: Duration) {
+        self.tokens = self.tokens * REMEMBERED + tokens as f64;
+        self.seconds = self.seconds * REMEMBERED + took.as_secs_f64();
+        self.batches = self.batches * REMEMBERED + 1.0;
+    }
+
+    /// Zero while nothing is known.
+    fn seconds_for(&self, tokens: usize) -> f64 {
+        if self.tokens > 0.0 { tokens as f64 * self.seconds / self.tokens } else { 0.0 }
+    }
+
+    fn seconds_of_batch(&self) -> f64 {
+        if self.batches > 0.0 { self.seconds / self.batches } else { 0.0 }
+    }
+}
+
+/// Room for tokens that are still text; given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Reserved {
+    queue: Arc<Queue>,
+    lane: usize,
+    tokens: usize,
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.give_back(&mut self.queue.clone().lock());
+    }
+}
+
+impl Reserved {
+    fn give_back(&mut self, state: &mut State) {
+        state.reserved[self.lane] -= std::mem::take(&mut self.tokens);
+    }
+}
+
+impl Queue {
+    /// Takes room for about `tokens` tokens of a request.
+    pub(crate) fn reserve(
+        self: &Arc<Self>,
+        role: Role,
+        tokens: usize,
+        deadline: Option<Instant>,
+    ) -> Result<Reserved, EngineError> {
+        let lane = lane_of(role);
+        let mut state = self.lock();
+        self.admit(&mut state, lane, tokens, deadline)?;
+        state.reserved[lane] += tokens;
+        drop(state);
+        Ok(Reserved { queue: Arc::clone(self), lane, tokens })
+    }
+
+    /// Queues all of `jobs` or none, for which room was taken. It may turn out to be more than was thought.
+    pub(crate) fn push_reserved(&self, jobs: Vec<Job>, mut reserved: Reserved) -> Result<(), EngineError> {
+        let mut state = self.lock();
+        reserved.give_back(&mut state);
+        self.refuse_for_good(&state)?;
+        self.put(state, jobs)
+    }
+
+    /// A replica has run a batch.
+    pub(crate) fn ran(&self, role: Role, tokens: usize, took: Duration) {
+        self.lock().pace[lane_of(role)].ran(tokens, took);
+    }
+
+    /// Whether it takes nothing at all any more.
+    fn refuse_for_good(&self, state: &State) -> Result<(), EngineError> {
+        match &state.failed {
+            Some(reason) => Err(EngineError::Device(reason.clone())),
+            None if state.closed => Err(EngineError::ShuttingDown),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether `tokens` more may wait in a lane, and would be served before `deadline`.
+    pub(super) fn admit(
+        &self,
+        state: &mut State,
+        lane: usize,
+        tokens: usize,
+        deadline: Option<Instant>,
+    ) -> Result<(), EngineError> {
+        self.refuse_for_good(state)?;
+        let full = |state: &State| {
+            let waiting = state.tokens_ahead();
+            waiting > 0 && waiting.saturating_add(tokens) > self.queued_tokens_max
+        };
+        let late = |state: &State| {
+            let left = deadline?.saturating_duration_since(Instant::now()).as_secs_f64();
+            let wait = state.wait_s(lane);
+            (wait > 0.0 && wait * CAUTION + state.pace[lane].seconds_for(tokens) > left).then_some(wait)
+        };
+        if full(state) || late(state).is_some() {
+            // Requests that were given up since the last batch hold no place.
+            state.drop_unwanted();
+        }
+        let wait = late(state);
+        if wait.is_none() && !full(state) {
+            return Ok(());
+        }
+        let retry_after_s = (wait.unwrap_or_default().ceil() as u64).clamp(1, RETRY_AFTER_S_MAX);
+        Err(EngineError::Overloaded { retry_after_s })
+    }
+}
+
+impl State {
+    /// Tokens that wait, and those that will as soon as they are tokens.
+    fn tokens_ahead(&self) -> usize {
+        self.tokens.iter().chain(&self.reserved).sum()
+    }
+
+    /// For how long what came now would wait in a lane. Lanes take turns: as much of the other one goes before it as of its own.
+    fn wait_s(&self, lane: usize) -> f64 {
+        let of = |lane: usize| self.pace[lane].seconds_for(self.tokens[lane] + self.reserved[lane]);
+        let (own, other) = (of(lane), of(1 - lane));
+        let replicas = (self.busy.len() + self.idle.len()).max(1) as f64;
+        let under_way =
+            if self.busy.is_empty() { 0.0 } else { self.pace.iter().map(Pace::seconds_of_batch).fold(0.0, f64::max) };
+        let ahead = own + other.min(own);
+        if ahead > 0.0 { ahead / replicas + under_way } else { 0.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::queue::tests::{embed, model, take};
+    use tokio::sync::oneshot;
+
+    fn overloaded(result: Result<Reserved, EngineError>) -> u64 {
+        match result {
+            Err(EngineError::Overloaded { retry_after_s }) => retry_after_s,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn room_is_taken_before_there_are_tokens_and_given_back_without_them() {
+        let queue = Arc::new(Queue::new(10));
+        let first = queue.reserve(Role::Retriever, 6, None).unwrap();
+        assert_eq!(overloaded(queue.reserve(Role::Reranker, 5, None)), 1);
+        let second = queue.reserve(Role::Reranker, 4, None).unwrap();
+        drop(first);
+        let third = queue.reserve(Role::Retriever, 6, None).unwrap();
+        // It became more tokens than was thought: what was let in is in.
+        let (job, _reply) = embed(9);
+        queue.push_reserved(vec![job], third).unwrap();
+        assert_eq!(queue.queued_tokens(), 9);
+        assert_eq!(overloaded(queue.reserve(Role::Retriever, 1, None)), 1);
+        drop(second);
+        take(&queue, 0).unwrap();
+        // More than there is room for is let in where nothing else waits.
+        queue.reserve(Role::Retriever, 100, None).unwrap();
+    }
+
+    #[test]
+    fn what_would_come_too_late_is_refused_at_once() {
+        let queue = Arc::new(Queue::new(1_000_000));
+        let soon = || Some(Instant::now() + Duration::from_secs(2));
+        // Nothing is known yet.
+        let room = queue.reserve(Role::Retriever, 5000, soon()).unwrap();
+        queue.ran(Role::Retriever, 1000, Duration::from_secs(1));
+        queue.ran(Role::Reranker, 1000, Duration::from_secs(1));
+        assert_eq!(overloaded(queue.reserve(Role::Retriever, 1, soon())), 5);
+        queue.reserve(Role::Retriever, 1, Some(Instant::now() + Duration::from_secs(8))).unwrap();
+        queue.reserve(Role::Retriever, 1, None).unwrap();
+        // The other model has its turns meanwhile, and nothing of its own before it.
+        queue.reserve(Role::Reranker, 10, soon()).unwrap();
+        drop(room);
+        let _half = queue.reserve(Role::Retriever, 900, None).unwrap();
+        let _other = queue.reserve(Role::Reranker, 100_000, None).unwrap();
+        // Its own 0.9 s, and as much of the other.
+        assert_eq!(overloaded(queue.reserve(Role::Retriever, 1, soon())), 2);
+        queue.reserve(Role::Retriever, 1, Some(Instant::now() + Duration::from_secs(3))).unwrap();
+    }
+
+    #[test]
+    fn what_is_late_is_answered_and_never_handed_out() {
+        let queue = Arc::new(Queue::new(100));
+        let (reply, mut late) = oneshot::channel();
+        let model = model(Role::Retriever);
+        let deadline = Some(Instant::now() + Duration::from_millis(20));
+        let expired = Job { deadline, ..Job::new(model.clone(), vec![7; 5], reply) };
+        let (reply, _timely) = oneshot::channel();
+        let deadline = Some(Instant::now() + Duration::from_secs(3600));
+        let timely = Job { deadline, ..Job::new(model, vec![7; 3], reply) };
+        queue.push(vec![expired, timely]).unwrap();
+        std::thread::sleep(Duration::from_millis(30));
+        let work = take(&queue, 0).unwrap();
+        assert_eq!(work.jobs.iter().map(|job| job.tokens.len()).collect::<Vec<_>>(), [3]);
+        assert_eq!(late.try_recv().unwrap(), Err(EngineError::Expired));
+        assert_eq!(queue.queued_tokens(), 0);
+    }
+}
