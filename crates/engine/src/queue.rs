@@ -17,12 +17,15 @@ use std::{
     fmt,
     sync::{Arc, Condvar, Mutex, MutexGuard},
     task::Poll,
-    time::Instant,
+    time::{Duration, Instant},
 };
 use tokio::sync::oneshot;
 
 /// A pass with fewer tokens takes a GPU as long as one with a single token, about: below it, nothing is shared out.
 const SHARE_TOKENS_MIN: usize = 256;
+
+/// Under a storm of requests, each of which is refused, the queue is not looked through for each.
+const LOOK_THROUGH_EVERY: Duration = Duration::from_millis(5);
 
 /// Tokens that go through a model, and where their row of output goes.
 #[derive(Debug)]
@@ -66,6 +69,12 @@ impl Job {
 
     fn is_unwanted(&self, now: Instant) -> bool {
         self.reply.is_closed() || self.deadline.is_some_and(|deadline| deadline <= now)
+    }
+
+    /// Answers that there is no time left.
+    fn expire(&mut self) {
+        let reply = std::mem::replace(&mut self.reply, oneshot::channel().0);
+        let _ = reply.send(Err(EngineError::Expired));
     }
 
     /// Answers; whoever asked may have gone away meanwhile.
@@ -136,6 +145,8 @@ struct State {
     /// Tokens that will wait, as soon as their texts are tokens.
     reserved: [usize; 2],
     pace: [Pace; 2],
+    /// When jobs were looked through last for those that nobody waits for.
+    looked_through: Option<Instant>,
     last_served: usize,
     closed: bool,
     abandoned: bool,
@@ -446,18 +457,23 @@ impl State {
     /// Drops the jobs whose callers are gone, or do not wait for them any longer.
     fn drop_unwanted(&mut self) {
         let now = Instant::now();
+        self.looked_through = Some(now);
         for (lane, tokens) in self.lanes.iter_mut().zip(&mut self.tokens) {
-            if !lane.iter().any(|queued| queued.job.is_unwanted(now)) {
-                continue;
-            }
-            for queued in std::mem::take(lane) {
-                if queued.job.is_unwanted(now) {
-                    *tokens -= queued.job.tokens.len();
-                    queued.job.answer(Err(EngineError::Expired));
-                } else {
-                    lane.push_back(queued);
+            lane.retain_mut(|Queued { job, .. }| {
+                let unwanted = job.is_unwanted(now);
+                if unwanted {
+                    *tokens -= job.tokens.len();
+                    job.expire();
                 }
-            }
+                !unwanted
+            });
+        }
+    }
+
+    /// The same, where that was not done just now.
+    fn drop_unwanted_now_and_then(&mut self) {
+        if self.looked_through.is_none_or(|at| at.elapsed() >= LOOK_THROUGH_EVERY) {
+            self.drop_unwanted();
         }
     }
 }

@@ -15,7 +15,7 @@ use std::{
 const REMEMBERED: f64 = 0.9;
 
 /// What is added to an estimated wait: batches differ.
-const CAUTION: f64 = 1.15;
+const CAUTION: f64 = 1.4;
 
 /// Nobody is told to come back later than this.
 const RETRY_AFTER_S_MAX: u64 = 30;
@@ -121,9 +121,11 @@ impl Queue {
             let wait = state.wait_s(lane);
             (wait > 0.0 && wait * CAUTION + state.pace[lane].seconds_for(tokens) > left).then_some(wait)
         };
-        if full(state) || late(state).is_some() {
-            // Requests that were given up since the last batch hold no place.
+        // Requests that were given up since the last batch hold no place.
+        if full(state) {
             state.drop_unwanted();
+        } else if late(state).is_some() {
+            state.drop_unwanted_now_and_then();
         }
         let wait = late(state);
         if wait.is_none() && !full(state) {

@@ -73,8 +73,12 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     };
 
     let refusal = response.extensions_mut().remove::<Refusal>();
-    if let Some(rejection) = refusal.as_ref().and_then(|refusal| refusal.rejection) {
-        app.monitor.rejected(rejection);
+    let rejection = refusal.as_ref().and_then(|refusal| refusal.rejection);
+    if let Some(rejection) = rejection
+        && app.monitor.rejected(rejection)
+    {
+        let reason = rejection.name();
+        tracing::warn!(reason, "requests are refused; the next such line comes in 10 s at the earliest");
     }
     if !probe && is_told(response.status()) {
         let detail = refusal.map_or_else(|| response.status().to_string(), |refusal| refusal.detail.to_string());
@@ -88,7 +92,7 @@ pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next:
     if !probe {
         app.lifecycle.answered(response.status().as_u16());
     }
-    end.answered(response.status());
+    end.answered(response.status(), rejection.is_some());
     drop(in_flight);
     let mut holds = Holds::new(response.extensions_mut().remove::<Arc<Share>>(), busy);
     if let Some(connection) = connection.filter(|_| !http1) {
@@ -199,12 +203,13 @@ impl End {
         });
     }
 
-    fn answered(mut self, status: StatusCode) {
+    fn answered(mut self, status: StatusCode, rejected: bool) {
         self.answered = true;
         let (status, ms) = (status.as_u16(), self.elapsed_ms());
         self.count(status);
         self.span.in_scope(|| {
-            if self.probe {
+            // Where there is too much to do, a line for each refusal would be more of it.
+            if self.probe || rejected {
                 tracing::debug!(status, ms, "answered");
             } else {
                 tracing::info!(status, ms, "answered");

@@ -25,7 +25,11 @@ use prometheus_client::registry::Registry;
 use recent::Recent;
 use series::Series;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+/// How often the log says that requests are refused.
+const REJECTIONS_TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// Counts and remembers.
 #[derive(Debug)]
@@ -36,6 +40,7 @@ pub struct Monitor {
     recent: Recent,
     series: Series,
     busy: Busy,
+    rejections_told_next_ms: AtomicU64,
 }
 
 /// A request that is over.
@@ -64,6 +69,7 @@ impl Default for Monitor {
             recent: Recent::default(),
             series: Series::default(),
             busy: Busy::default(),
+            rejections_told_next_ms: AtomicU64::new(0),
         }
     }
 }
@@ -87,9 +93,12 @@ impl Monitor {
         }
     }
 
-    /// A request was refused for a bound.
-    pub fn rejected(&self, rejection: Rejection) {
+    /// A request was refused for a bound. Whether it is time to say so.
+    pub fn rejected(&self, rejection: Rejection) -> bool {
         self.counted.rejected(rejection);
+        let now_ms = self.uptime().as_millis() as u64;
+        let due = |next_ms: u64| (now_ms >= next_ms).then_some(now_ms + REJECTIONS_TOLD_EVERY.as_millis() as u64);
+        self.rejections_told_next_ms.fetch_update(Ordering::Relaxed, Ordering::Relaxed, due).is_ok()
     }
 
     /// A request was answered with an error of the service's.
