@@ -5,7 +5,7 @@
 //! when the last of them has gone away. Flights are small, and few of one request run at once, so that a hit waits for
 //! nobody, a single text waits for few others, and a long list leaves room in the queue.
 
-use crate::{EmbedItem, Embedding, EngineError, Observer, Retriever, RetrieverInfo, Role, Stage, Unobserved};
+use crate::{EmbedItem, Embedding, EngineError, Observer, Retriever, RetrieverInfo, Role, Stage, Unobserved, deadline};
 use futures::{
     FutureExt, StreamExt, TryStreamExt,
     future::{BoxFuture, Shared, WeakShared, join_all},
@@ -153,7 +153,7 @@ impl CachedRetriever {
     ) -> Result<Vec<Embedding>, EngineError> {
         loop {
             match self.resolve(missing, looked_up_at).await {
-                Err(EngineError::Overloaded { .. }) if started.load(Ordering::Relaxed) => {
+                Err(EngineError::Overloaded { .. }) if offset > 0 || started.load(Ordering::Relaxed) => {
                     (self.pause)(FULL_PAUSE).await;
                 }
                 Err(error) => return Err(moved(error, |at| offset + at)),
@@ -230,8 +230,12 @@ impl CachedRetriever {
             let result = inner.answer(&registration.keys, new_items, look_again).await;
             drop(registration);
             result
+        };
+        // Whoever comes to poll it, its time is that of the request that began it. Who joined and has more will have its own.
+        let flight = match deadline::current() {
+            Some(deadline) => deadline::within(deadline, flight).boxed(),
+            None => flight.boxed(),
         }
-        .boxed()
         .shared();
         for (place, key) in new_keys.into_iter().enumerate() {
             if let Some(flight) = flight.downgrade() {

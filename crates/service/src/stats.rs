@@ -1,7 +1,7 @@
 //! One log line a minute that says how the service does. Each field is a number, so that the metric filters of a log
 //! service make metrics of them (deploy/cdk/lib/metrics.ts names the fields that it takes).
 //!
-//! Counters are of the time since the line before. Deliberately absent: a metrics endpoint.
+//! Counters are of the time since the line before. Deliberately absent: what is counted for `/metrics` (`monitor`).
 
 use crate::shutdown::Lifecycle;
 use crate::wiring::Running;

@@ -31,7 +31,10 @@ impl Watched {
         let mut seen = Ok(self.read);
         loop {
             tokio::time::sleep(pause).await;
-            let contents = self.paths.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>();
+            let paths = self.paths.clone();
+            // A mount that hangs holds nobody else up.
+            let read_all = move || paths.iter().map(|path| read(path)).collect::<Result<Vec<_>, _>>();
+            let contents = tokio::task::spawn_blocking(read_all).await.unwrap_or_else(|error| Err(error.to_string()));
             let now = contents.as_ref().map(|contents| digest(contents.iter().map(Vec::as_slice))).map_err(|_| ());
             if now != seen {
                 seen = now;

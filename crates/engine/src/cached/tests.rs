@@ -273,3 +273,49 @@ async fn a_full_queue_refuses_at_the_door_only() {
     assert_eq!(refused, Err(EngineError::Overloaded { retry_after_s: 1 }));
     assert_eq!(hits(&retriever.embed(items(&["first"])).await.unwrap()), [false]);
 }
+
+/// Says until when the answer is wanted, in seconds from a moment: what a queue would be told.
+struct Hasty(RetrieverInfo, std::time::Instant, Semaphore);
+
+impl Retriever for Hasty {
+    fn info(&self) -> &RetrieverInfo {
+        &self.0
+    }
+
+    fn embed(&self, _: Vec<EmbedItem>) -> BoxFuture<'_, Result<Vec<Embedding>, EngineError>> {
+        async move {
+            self.2.acquire().await.unwrap().forget();
+            let deadline = crate::deadline::current().expect("every request has a deadline");
+            if deadline < self.1 {
+                return Err(EngineError::Expired);
+            }
+            Ok(vec![Embedding { vector: vec![1.0, 0.0].into(), cache_hit: false }])
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test]
+async fn who_waits_for_anothers_flight_has_the_time_of_its_own_request() {
+    let (soon, late) = (std::time::Instant::now(), std::time::Instant::now() + Duration::from_secs(60));
+    let info = Fake::new(0).info.clone();
+    for patient_first in [true, false] {
+        let hasty = Arc::new(Hasty(info.clone(), soon + Duration::from_secs(1), Semaphore::new(0)));
+        let keys = CacheKeyBuilder::new(&[0; 32], &[0; 32], "last", 512, "f32");
+        let cached = CachedRetriever::new(hasty.clone(), Arc::new(MapCache::default()), keys);
+        let ask = |deadline| crate::within(deadline, cached.embed(items(&["a"])));
+        let (mut patient, mut impatient) = (Box::pin(ask(late)), Box::pin(ask(soon)));
+        // The flight is the first one's, and is polled by the other at last.
+        if patient_first {
+            assert!(futures::poll!(patient.as_mut()).is_pending() && futures::poll!(impatient.as_mut()).is_pending());
+            hasty.2.add_permits(2);
+            assert!(impatient.await.is_ok(), "what is there is there");
+            assert!(patient.await.is_ok());
+        } else {
+            assert!(futures::poll!(impatient.as_mut()).is_pending() && futures::poll!(patient.as_mut()).is_pending());
+            hasty.2.add_permits(2);
+            assert!(patient.await.is_ok(), "it has a chance of its own");
+            assert_eq!(impatient.await, Err(EngineError::Expired));
+        }
+    }
+}

@@ -14,6 +14,9 @@ use std::{
 /// What batches of the past still count, each time another one is run.
 const REMEMBERED: f64 = 0.9;
 
+/// A batch of fewer tokens takes about as long as one of these: that it is slow says nothing of full ones.
+const BATCH_TOKENS_MIN: usize = 64;
+
 /// What is added to an estimated wait: batches differ.
 const CAUTION: f64 = 1.4;
 
@@ -30,7 +33,7 @@ pub(super) struct Pace {
 
 impl Pace {
     fn ran(&mut self, tokens: usize, took: Duration) {
-        self.tokens = self.tokens * REMEMBERED + tokens as f64;
+        self.tokens = self.tokens * REMEMBERED + tokens.max(BATCH_TOKENS_MIN) as f64;
         self.seconds = self.seconds * REMEMBERED + took.as_secs_f64();
         self.batches = self.batches * REMEMBERED + 1.0;
     }

@@ -112,8 +112,7 @@ async fn leaks(plan: &Plan, table: &mut Table) -> Result<()> {
     let which = if fds > idle_fds { server.which_fds()?.join(" ") } else { String::new() };
     table.row("their file descriptors", format!("back to {idle_fds}"), format!("{fds} {which}"), fds <= idle_fds);
     if let Some(metrics) = server.metrics().await {
-        // The request that asks is one.
-        let in_flight = metrics.sum("nexus_http_requests_in_flight", &[]) - 1.0;
+        let in_flight = metrics.sum("nexus_http_requests_in_flight", &[]);
         table.row("their requests in flight", "0", in_flight.to_string(), in_flight <= 0.0);
     }
     let answered = End::of(&Pool::new(server.address).ask(&Ask::embed("and the next client")).await);

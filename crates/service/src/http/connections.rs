@@ -9,7 +9,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 /// All connections.
@@ -124,6 +124,21 @@ impl Connection {
     /// Waits for [`Connection::close`]; for the one task that serves it.
     pub(super) async fn closed(&self) {
         self.close.notified().await;
+    }
+
+    /// Waits until it has been without a request for `time_max`.
+    pub(super) async fn idle_for(&self, time_max: Duration) {
+        loop {
+            let since = Duration::from_nanos(self.idle_since_ns.load(Ordering::Relaxed));
+            let idle = self.started.elapsed().saturating_sub(since);
+            if self.requests.load(Ordering::Acquire) > 0 {
+                tokio::time::sleep(time_max).await;
+            } else if idle < time_max {
+                tokio::time::sleep(time_max - idle).await;
+            } else {
+                return;
+            }
+        }
     }
 
     /// It has a request, until the guard is dropped.

@@ -179,7 +179,9 @@ pub fn router(app: Arc<App>) -> Router {
         .method_not_allowed_fallback(async || ApiError::refused(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed"))
         .with_state(Arc::clone(&app))
         .layer(middleware::from_fn_with_state(Arc::clone(&app), keys::ask));
-    observed(app.origins.allow(routes), app)
+    let origins = app.origins.clone();
+    // Outermost, so that a page may read every refusal.
+    origins.allow(observed(routes, app))
 }
 
 /// `routes` with what happens around every request: an id, a log line, a time limit, a net under panics, and compression

@@ -30,6 +30,10 @@ use tower::ServiceExt as _;
 /// longer than the 60 s for which load balancers keep theirs.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(75);
 
+/// Time without a request, whatever else goes on: hyper has no limit for the first bytes of HTTP/2, nor for what comes between its
+/// requests. A little longer than the one for headers, which ends connections in a better way.
+const IDLE_TIME_MAX: Duration = Duration::from_secs(80);
+
 /// Time for a TLS handshake, from its first byte.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -134,6 +138,7 @@ impl Server<'_> {
             tokio::select! {
                 () = run(stream, &connection, router, watcher, tls, closing) => {}
                 () = connection.closed() => {}
+                () = connection.idle_for(IDLE_TIME_MAX) => {}
             }
             drop(place);
         });

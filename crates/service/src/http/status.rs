@@ -2,6 +2,7 @@
 //! `/status` every two seconds.
 
 use super::App;
+use super::error::ApiError;
 use crate::monitor::{self, Failed, Point, model_name};
 use axum::Json;
 use axum::extract::State;
@@ -57,17 +58,22 @@ pub(super) async fn page() -> impl IntoResponse {
         (status = 401, description = "The service asks for API keys, and none came with the request, or a wrong one.", body = super::error::ErrorDetail),
     ),
 )]
-pub(super) async fn status(State(app): State<Arc<App>>) -> Json<Value> {
+pub(super) async fn status(State(app): State<Arc<App>>) -> Result<Json<Value>, ApiError> {
+    // It asks devices for their memory.
+    tokio::task::spawn_blocking(move || Json(look(&app))).await.map_err(|_| ApiError::internal())
+}
+
+fn look(app: &App) -> Value {
     let (requests, failed, rejected, tokens) = app.monitor.totals();
     let (status, detail) = app.readiness();
     let queue = app.queue.as_ref();
-    Json(json!({
+    json!({
         "version": env!("CARGO_PKG_VERSION"),
         "uptime_s": app.monitor.uptime().as_secs_f64(),
         "status": status,
         "detail": detail,
-        "models": models(&app),
-        "replicas": replicas(&app),
+        "models": models(app),
+        "replicas": replicas(app),
         "load": {
             "requests_in_flight": app.requests.held(),
             "requests_max": app.requests.max(),
@@ -85,7 +91,7 @@ pub(super) async fn status(State(app): State<Arc<App>>) -> Json<Value> {
             "every_ms": monitor::EVERY.as_millis() as u64,
             "points": app.monitor.points().iter().map(point).collect::<Vec<_>>(),
         },
-    }))
+    })
 }
 
 fn models(app: &App) -> Vec<Value> {
