@@ -10,6 +10,7 @@
 //! Deliberately absent: other machines than this one, GPUs, and figures without a bar that only say how fast it is
 //! (`bench/service.py`).
 
+#![forbid(unsafe_code)]
 #![expect(clippy::print_stdout, reason = "the table is what the program is for")]
 
 mod attacks;
