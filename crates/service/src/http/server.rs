@@ -1,6 +1,6 @@
 //! From a listening socket to the router, and an orderly end.
 //!
-//! What a client can hold is bounded: connections ([`super::connections`]), the time for a request's head, for TLS and for the
+//! What a client can hold is bounded: connections (module `connections`), the time for a request's head, for TLS and for the
 //! socket to take what is sent; buffers, header lists, and streams of a connection.
 //!
 //! Deliberately absent: how many requests are worked on, and for how long (`admission`, `observe`).

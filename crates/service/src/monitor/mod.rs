@@ -132,7 +132,7 @@ impl Monitor {
         (requests, failed, self.counted.rejections(), self.counted.tokens())
     }
 
-    /// Ends a point of the series every [`EVERY`], for ever.
+    /// Ends a point of the series every two seconds, for ever.
     pub async fn watch(&self) -> std::convert::Infallible {
         let mut ticks = tokio::time::interval(EVERY);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
