@@ -121,7 +121,8 @@ pub(super) async fn both_lengths(address: SocketAddr, until: Instant) -> Seen {
         let statuses: Vec<&str> =
             answer.split("HTTP/1.1 ").skip(1).map(|answer| answer.split(' ').next().unwrap_or_default()).collect();
         match statuses.as_slice() {
-            ["400" | "501"] if closed => "refused".to_owned(),
+            // Transfer-Encoding may win (RFC 9112, 6.3), if the connection ends with the answer: here that of an empty body.
+            ["400" | "422" | "501"] if closed => "refused".to_owned(),
             _ => format!("{name}: {}, {}", statuses.join(" "), if closed { "closed" } else { "open" }),
         }
     })
