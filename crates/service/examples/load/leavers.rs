@@ -5,7 +5,7 @@ use crate::client::{Ask, Pool};
 use crate::generator::End;
 use crate::server::{Plan, Server};
 use crate::table::{Table, mib, ms};
-use crate::texts::{Random, embed_body, rerank_body, text};
+use crate::texts::{Random, batch_body, embed_body, known, rerank_body};
 use std::net::SocketAddr;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
@@ -96,7 +96,15 @@ fn request(path: &str, body: &str) -> String {
 /// Ten thousand clients that leave: within the headers, within the body, or while they wait.
 async fn leaks(plan: &Plan, table: &mut Table) -> Result<()> {
     let server = Server::start(plan, &[("NEXUS_CACHE", "memory"), ("NEXUS_CACHE_MEMORY_BYTES_MAX", "2MiB")]).await?;
-    // The first ones make threads and buffers that stay.
+    // Full batches of both models, and the first who leave, make threads and buffers that stay.
+    let (pool, mut random) = (Pool::new(server.address), Random::new(63));
+    let texts: Vec<String> = (0..500).map(|_| known(&mut random)).collect();
+    let full = Ask::post("/api/v1/embed/batch", batch_body(texts.iter().map(String::as_str)));
+    for ask in [full, Ask::post("/api/v1/rerank", rerank_body(&mut random, 500))] {
+        if End::of(&pool.ask(&ask).await) != End::Good {
+            return Err("a full batch is not answered".into());
+        }
+    }
     leave(&server, plan.pick(4_000, 500), 61).await;
     let (before, idle_fds) = (server.resident_bytes()?, server.open_fds()?);
     let count = plan.pick(10_000, 1_500);
@@ -131,8 +139,7 @@ async fn leave(server: &Server, count: usize, seed: u64) {
         let whole = if random.below(8) == 0 {
             request("/api/v1/rerank", &rerank_body(&mut random, 8))
         } else {
-            let new = text(&mut random);
-            request("/api/v1/embed", &embed_body(&new))
+            request("/api/v1/embed", &embed_body(&known(&mut random)))
         };
         let sent = match random.below(4) {
             0 => random.below(whole.len() as u64) as usize,
