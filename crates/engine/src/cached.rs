@@ -92,7 +92,7 @@ const FLIGHTS_AT_ONCE: usize = 8;
 const INLINE_BYTES_MAX: usize = 256 << 10;
 
 /// How long to wait before a list that is partly done is tried again on a full queue.
-const FULL_PAUSE: Duration = Duration::from_millis(20);
+pub(crate) const FULL_PAUSE: Duration = Duration::from_millis(20);
 
 /// Waits as long.
 pub(crate) type Pause = Box<dyn Fn(Duration) -> BoxFuture<'static, ()> + Send + Sync>;

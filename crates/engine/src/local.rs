@@ -1,7 +1,9 @@
 //! The two contracts, answered by models on this machine's replicas.
 
 use crate::{
-    EmbedItem, Embedding, EngineError, Reranker, RerankerInfo, Retriever, RetrieverInfo, Stage, deadline,
+    EmbedItem, Embedding, EngineError, Reranker, RerankerInfo, Retriever, RetrieverInfo, Stage,
+    cached::FULL_PAUSE,
+    deadline,
     loaded::LoadedModel,
     queue::{Job, Queue, Reserved},
 };
@@ -12,7 +14,7 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Instant,
 };
 use tokio::sync::{Semaphore, oneshot};
 use tracing::Instrument as _;
@@ -97,9 +99,6 @@ const PIECE_PAIRS: usize = 64;
 
 /// Pieces of one list under way at once: enough to keep several devices busy.
 const PIECES_AT_ONCE: usize = 8;
-
-/// How long to wait before a list that is partly done is tried again on a full queue.
-const FULL_PAUSE: Duration = Duration::from_millis(20);
 
 impl LocalReranker {
     /// The scores of a piece that begins at `offset`. A list of which nothing was let in yet is refused by a full queue at once;

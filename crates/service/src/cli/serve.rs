@@ -78,7 +78,7 @@ async fn serve(args: &ServeArgs) -> Result<(), Failure> {
         limits: Limits::from(http),
         requests: Budget::new(http.requests_max.get()),
         bodies: Budget::new(http.bodies_bytes_max.as_usize()),
-        connections: connections.clone(),
+        connections,
         monitor: Arc::clone(&monitor),
         queue: Some(running.queue()),
         cache: Some(Arc::clone(&running.cache)),

@@ -86,13 +86,7 @@ impl Out<'_> {
         help: &str,
         values: impl IntoIterator<Item = (Labels<N>, f64)>,
     ) -> fmt::Result {
-        self.family(
-            name,
-            unit,
-            help,
-            values.into_iter().map(|(labels, value)| (labels, ConstGauge::new(value))),
-            ConstGauge::new(0.0),
-        )
+        self.family(name, unit, help, values, ConstGauge::new)
     }
 
     fn counters<const N: usize>(
@@ -102,13 +96,7 @@ impl Out<'_> {
         help: &str,
         values: impl IntoIterator<Item = (Labels<N>, f64)>,
     ) -> fmt::Result {
-        self.family(
-            name,
-            unit,
-            help,
-            values.into_iter().map(|(labels, value)| (labels, ConstCounter::new(value))),
-            ConstCounter::new(0.0),
-        )
+        self.family(name, unit, help, values, ConstCounter::new)
     }
 
     /// The type is written where there is no value, too, so that who reads it knows the name.
@@ -117,11 +105,12 @@ impl Out<'_> {
         name: &str,
         unit: Option<Unit>,
         help: &str,
-        values: impl IntoIterator<Item = (Labels<N>, M)>,
-        of_type: M,
+        values: impl IntoIterator<Item = (Labels<N>, f64)>,
+        metric: fn(f64) -> M,
     ) -> fmt::Result {
-        let mut encoder = self.0.encode_descriptor(name, help, unit.as_ref(), of_type.metric_type())?;
-        for (labels, metric) in values {
+        let mut encoder = self.0.encode_descriptor(name, help, unit.as_ref(), metric(0.0).metric_type())?;
+        for (labels, value) in values {
+            let metric = metric(value);
             if N == 0 {
                 return metric.encode(encoder);
             }

@@ -29,7 +29,7 @@ const REQUEST_TIMEOUT_MS: HeaderName = HeaderName::from_static("x-request-timeou
 /// Ids of clients beyond this length are replaced.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 
-/// The outermost layer.
+/// Around all but CORS.
 pub(super) async fn observe(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let in_flight = app.lifecycle.enter();
     let connection = request.extensions().get::<Arc<Connection>>().cloned();
