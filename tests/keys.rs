@@ -91,3 +91,42 @@ fn a_port_that_others_reach_is_warned_of_unless_keys_are_asked_for() {
         assert_eq!(log.contains("whoever reaches it may ask"), warned, "{log}");
     }
 }
+
+#[test]
+fn a_client_with_its_part_of_the_queue_is_told_so_and_others_find_room() {
+    const BATCHES: usize = 24;
+    let folder = tempfile::tempdir().expect("a folder");
+    let ((ann, of_ann), (robot, of_robot)) = (key("ann"), key("robot"));
+    let keys = format!("{of_ann},{of_robot}");
+    let env =
+        [("NEXUS_API_KEYS", keys.as_str()), ("NEXUS_QUEUE_TOKENS_MAX", "8192"), ("NEXUS_BATCH_TOKENS_MAX", "256")];
+    let (service, _log) = start(folder.path(), &env);
+    let service = service.ready();
+    let ask = |key: &str, path: &str, body: serde_json::Value| {
+        let request = service.client.post(format!("{}{path}", service.url)).bearer_auth(key).json(&body);
+        let answer = request.send().expect("an answer");
+        (answer.status().as_u16(), answer.text().expect("a body"))
+    };
+    let item = |name: String| serde_json::json!({ "control_id": name, "text": format!("{name}: {}", "keys are rotated ".repeat(16)) });
+    let batch = |number: usize| {
+        let items: Vec<_> = (0..40).map(|at| item(format!("{number}-{at}"))).collect();
+        ask(&robot, "/api/v1/embed/batch", serde_json::json!({ "items": items }))
+    };
+    std::thread::scope(|threads| {
+        let batch = &batch;
+        let batches: Vec<_> = (0..BATCHES).map(|number| threads.spawn(move || batch(number))).collect();
+        let mut asked = 0;
+        while asked == 0 || batches.iter().any(|batch| !batch.is_finished()) {
+            let (status, body) = ask(&ann, "/api/v1/embed", item(format!("ann's {asked}")));
+            assert_eq!(status, 200, "{body}");
+            asked += 1;
+        }
+        let answers: Vec<_> = batches.into_iter().map(|batch| batch.join().expect("no panic")).collect();
+        let refused: Vec<_> = answers.iter().filter(|(status, _)| *status != 200).collect();
+        assert!((1..BATCHES).contains(&refused.len()), "{} of {BATCHES} refused", refused.len());
+        for (status, body) in refused {
+            assert_eq!(*status, 429, "{body}");
+            assert!(body.contains("this client has too many tokens in the queue"), "{body}");
+        }
+    });
+}

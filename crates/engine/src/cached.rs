@@ -5,7 +5,7 @@
 //! when the last of them has gone away. Flights are small, and few of one request run at once, so that a hit waits for
 //! nobody, a single text waits for few others, and a long list leaves room in the queue.
 
-use crate::{EmbedItem, Embedding, EngineError, Observer, Retriever, RetrieverInfo, Role, Stage, Unobserved, deadline};
+use crate::{EmbedItem, Embedding, EngineError, Observer, Retriever, RetrieverInfo, Role, Stage, Unobserved, caller};
 use futures::{
     FutureExt, StreamExt, TryStreamExt,
     future::{BoxFuture, Shared, WeakShared, join_all},
@@ -231,12 +231,9 @@ impl CachedRetriever {
             drop(registration);
             result
         };
-        // Whoever comes to poll it, its time is that of the request that began it. Who joined and has more will have its own.
-        let flight = match deadline::current() {
-            Some(deadline) => deadline::within(deadline, flight).boxed(),
-            None => flight.boxed(),
-        }
-        .shared();
+        // Whoever comes to poll it, its time and client are those of the request that began it. Who joined and has more will have
+        // its own.
+        let flight = caller::same(caller::deadline(), caller::client(), flight).boxed().shared();
         for (place, key) in new_keys.into_iter().enumerate() {
             if let Some(flight) = flight.downgrade() {
                 register.insert(key, Registered { flight_id, flight, place });

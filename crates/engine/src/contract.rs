@@ -20,8 +20,10 @@ pub enum EngineError {
         message: String,
     },
     /// The queue is full.
-    #[error("the queue is full; try again in {retry_after_s} s")]
+    #[error("{}; try again in {retry_after_s} s", full(.by_client))]
     Overloaded {
+        /// Whether it is full for this client alone, which has its part of it.
+        by_client: bool,
         /// When to try again, in seconds.
         retry_after_s: u64,
     },
@@ -37,6 +39,10 @@ pub enum EngineError {
     /// The model or its device failed on this input: a non-finite output, a device error.
     #[error("{0}")]
     Model(String),
+}
+
+fn full(by_client: &bool) -> &'static str {
+    if *by_client { "this client has too many tokens in the queue" } else { "the queue is full" }
 }
 
 /// One text to embed.

@@ -11,9 +11,9 @@
 mod arrival;
 mod budget;
 mod cached;
+mod caller;
 mod coming;
 mod contract;
-mod deadline;
 mod devices;
 mod engine;
 mod kept;
@@ -36,8 +36,8 @@ mod source;
 mod waits;
 
 pub use arrival::Arrival;
+pub use caller::{on_behalf_of, within};
 pub use contract::{EmbedItem, Embedding, EngineError, Reranker, RerankerInfo, Retriever, RetrieverInfo};
-pub use deadline::within;
 pub use devices::Devices;
 pub use engine::{Engine, EngineOptions};
 pub use models::Models;

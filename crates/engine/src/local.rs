@@ -3,13 +3,15 @@
 use crate::{
     EmbedItem, Embedding, EngineError, Reranker, RerankerInfo, Retriever, RetrieverInfo, Stage,
     cached::FULL_PAUSE,
-    deadline,
+    caller,
     loaded::LoadedModel,
     queue::{Job, Queue, Reserved},
 };
 use futures::{FutureExt, StreamExt, TryStreamExt, future::BoxFuture, stream};
 use nexus_models::{EncodeError, TextTokenizer};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -157,22 +159,26 @@ pub(crate) struct Tokens {
     queue: Arc<Queue>,
     /// Texts are tokenized by at most as many threads as there are cores: more would only take them from the model.
     permits: Arc<Semaphore>,
+    /// As many threads, always the same: each remembers thousands of words. `None` for whichever of the runtime's may block.
+    threads: Option<ThreadPool>,
 }
 
 impl Tokens {
     pub(crate) fn new(tokenizer: TextTokenizer, model: Arc<LoadedModel>, queue: Arc<Queue>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        Self::with_threads(Arc::new(tokenizer), model, queue, cores)
+        let threads = ThreadPoolBuilder::new().num_threads(cores).thread_name(|n| format!("tokenize-{n}")).build();
+        let threads = threads.inspect_err(|error| tracing::warn!(%error, "no threads of its own for a tokenizer")).ok();
+        Self { threads, ..Self::with_threads(Arc::new(tokenizer), model, queue, cores) }
     }
 
-    /// Texts are tokenized by at most `threads` threads.
+    /// Texts are tokenized by at most `threads` of the runtime's threads.
     pub(crate) fn with_threads(
         tokenizer: Arc<TextTokenizer>,
         model: Arc<LoadedModel>,
         queue: Arc<Queue>,
         threads: usize,
     ) -> Self {
-        Self { tokenizer, model, queue, permits: Arc::new(Semaphore::new(threads)) }
+        Self { tokenizer, model, queue, permits: Arc::new(Semaphore::new(threads)), threads: None }
     }
 
     /// How many threads could tokenize, now.
@@ -183,7 +189,7 @@ impl Tokens {
 
     /// Takes room in the queue for about so many tokens, before any work is put into them.
     fn reserve(&self, tokens: usize) -> Result<Reserved, EngineError> {
-        self.queue.reserve(self.model.role(), tokens, deadline::current())
+        self.queue.reserve(self.model.role(), tokens, caller::deadline(), caller::client())
     }
 
     /// Runs `encode` on a thread that may block: a long text would hold up every other request otherwise.
@@ -196,9 +202,20 @@ impl Tokens {
             drop(permit);
             result
         };
-        let done = tokio::task::spawn_blocking(work).instrument(tracing::debug_span!("tokenize")).await;
+        let done = async {
+            let Some(threads) = &self.threads else { return tokio::task::spawn_blocking(work).await.ok() };
+            let (reply, done) = oneshot::channel();
+            threads.spawn(move || {
+                // The panic hook logs it, and the sender is gone.
+                if let Ok(result) = catch_unwind(AssertUnwindSafe(work)) {
+                    let _ = reply.send(result);
+                }
+            });
+            done.await.ok()
+        };
+        let done = done.instrument(tracing::debug_span!("tokenize")).await;
         self.queue.observer().stage(self.model.role(), Stage::Tokenize, asked.elapsed());
-        done.map_err(|e| EngineError::Model(format!("tokenization stopped: {e}")))
+        done.ok_or_else(|| EngineError::Model("tokenization stopped".to_owned()))
     }
 
     /// Queues one job a sequence, for which room was taken, and waits for all rows, in order.

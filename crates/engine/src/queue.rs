@@ -10,7 +10,7 @@
 //! both; a batch never does, and a replica takes only what it has a copy for. A job for which no replica is left is
 //! answered with that.
 
-use crate::{EngineError, Observer, QueueWaits, Role, Stage, deadline, loaded::LoadedModel, packer, waits::Waits};
+use crate::{EngineError, Observer, QueueWaits, Role, Stage, caller, loaded::LoadedModel, packer, waits::Waits};
 use door::Pace;
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -24,8 +24,11 @@ use tokio::sync::oneshot;
 /// A pass with fewer tokens takes a GPU as long as one with a single token, about: below it, nothing is shared out.
 const SHARE_TOKENS_MIN: usize = 256;
 
-/// Under a storm of requests, each of which is refused, the queue is not looked through for each.
+/// Under a storm of requests, each of which is refused, the queue is not looked through for each: not sooner than this...
 const LOOK_THROUGH_EVERY: Duration = Duration::from_millis(5);
+
+/// ...where it has more jobs than these, which take some thirty microseconds.
+const LOOK_THROUGH_ALWAYS: usize = 200;
 
 /// Tokens that go through a model, and where their row of output goes.
 #[derive(Debug)]
@@ -38,6 +41,8 @@ pub(crate) struct Job {
     pub(crate) setback: Option<Setback>,
     /// When nobody wants the answer any more.
     pub(crate) deadline: Option<Instant>,
+    /// Its tokens among those of its client, while it waits.
+    pub(crate) part: Option<Part>,
 }
 
 /// Why a job is run a second time.
@@ -55,7 +60,7 @@ impl Job {
         tokens: Vec<u32>,
         reply: oneshot::Sender<Result<Vec<f32>, EngineError>>,
     ) -> Self {
-        Self { model, tokens, reply, setback: None, deadline: deadline::current() }
+        Self { model, tokens, reply, setback: None, deadline: caller::deadline(), part: None }
     }
 
     /// Whether a replica that has a copy of the model may try it.
@@ -144,6 +149,8 @@ struct State {
     tokens: [usize; 2],
     /// Tokens that will wait, as soon as their texts are tokens.
     reserved: [usize; 2],
+    /// Tokens of clients that have names.
+    clients: Clients,
     pace: [Pace; 2],
     /// When jobs were looked through last for those that nobody waits for.
     looked_through: Option<Instant>,
@@ -448,7 +455,8 @@ impl State {
             _ => alike().sum::<usize>().div_ceil(others + 1).max(SHARE_TOKENS_MIN).min(tokens_max),
         };
         let count = packer::fitting(alike(), share);
-        let batch: Vec<Queued> = queue.drain(first..first + count).collect();
+        let mut batch: Vec<Queued> = queue.drain(first..first + count).collect();
+        batch.iter_mut().for_each(|queued| queued.job.part = None);
         self.tokens[lane] -= batch.iter().map(|queued| queued.job.tokens.len()).sum::<usize>();
         self.last_served = lane;
         Some(batch)
@@ -470,9 +478,10 @@ impl State {
         }
     }
 
-    /// The same, where that was not done just now.
+    /// The same, where it costs nothing or was not done just now.
     fn drop_unwanted_now_and_then(&mut self) {
-        if self.looked_through.is_none_or(|at| at.elapsed() >= LOOK_THROUGH_EVERY) {
+        let jobs: usize = self.lanes.iter().map(VecDeque::len).sum();
+        if jobs <= LOOK_THROUGH_ALWAYS || self.looked_through.is_none_or(|at| at.elapsed() >= LOOK_THROUGH_EVERY) {
             self.drop_unwanted();
         }
     }
@@ -491,9 +500,11 @@ fn first_for(lane: &VecDeque<Queued>, replica: usize) -> Option<usize> {
     })
 }
 
+mod clients;
 mod door;
 mod view;
 
+use clients::{Clients, Part};
 pub(crate) use door::Reserved;
 pub use view::QueueView;
 

@@ -16,6 +16,7 @@ pub mod device_sets;
 pub mod http;
 mod limits;
 pub mod monitor;
+mod scheduling;
 pub mod settings;
 pub mod shutdown;
 pub mod stats;

@@ -124,7 +124,7 @@ pub struct EngineSettings {
     #[arg(long, env = "NEXUS_GRAPH_TOKENS_MAX", value_name = "TOKENS", default_value = "256", value_parser = values::count)]
     pub graph_tokens_max: usize,
 
-    /// Most tokens that wait; requests beyond are answered 503
+    /// Most tokens that wait; requests beyond are answered 503, and 429 where a client with a key has its part of them
     #[arg(long, env = "NEXUS_QUEUE_TOKENS_MAX", value_name = "TOKENS", default_value = "1048576", value_parser = values::positive)]
     pub queue_tokens_max: NonZeroUsize,
 

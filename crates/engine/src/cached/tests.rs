@@ -40,7 +40,7 @@ impl Retriever for Fake {
         async move {
             self.gate.acquire().await.unwrap().forget();
             if self.refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).is_ok() {
-                return Err(EngineError::Overloaded { retry_after_s: 1 });
+                return Err(EngineError::Overloaded { by_client: false, retry_after_s: 1 });
             }
             if let Some(at) = items.iter().position(|item| item.text == "invalid") {
                 return Err(EngineError::Invalid { field: "text", index: Some(at), message: "not this".into() });
@@ -270,7 +270,7 @@ async fn a_full_queue_refuses_at_the_door_only() {
     let retriever = cached(&fake);
     fake.refusals.store(1, Ordering::SeqCst);
     let refused = retriever.embed(items(&["first"])).await;
-    assert_eq!(refused, Err(EngineError::Overloaded { retry_after_s: 1 }));
+    assert_eq!(refused, Err(EngineError::Overloaded { by_client: false, retry_after_s: 1 }));
     assert_eq!(hits(&retriever.embed(items(&["first"])).await.unwrap()), [false]);
 }
 
@@ -285,7 +285,7 @@ impl Retriever for Hasty {
     fn embed(&self, _: Vec<EmbedItem>) -> BoxFuture<'_, Result<Vec<Embedding>, EngineError>> {
         async move {
             self.2.acquire().await.unwrap().forget();
-            let deadline = crate::deadline::current().expect("every request has a deadline");
+            let deadline = crate::caller::deadline().expect("every request has a deadline");
             if deadline < self.1 {
                 return Err(EngineError::Expired);
             }

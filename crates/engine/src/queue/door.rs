@@ -4,7 +4,7 @@
 //! estimated by how fast replicas have been of late; a request that would be too late when it is its turn is refused at once, and
 //! its place goes to one that can be served.
 
-use super::{Job, Queue, State, lane_of};
+use super::{Job, Part, Queue, State, lane_of};
 use crate::{EngineError, Role};
 use std::{
     sync::Arc,
@@ -54,6 +54,8 @@ pub(crate) struct Reserved {
     queue: Arc<Queue>,
     lane: usize,
     tokens: usize,
+    /// The same, among those of its client.
+    part: Option<Part>,
 }
 
 impl Drop for Reserved {
@@ -69,23 +71,31 @@ impl Reserved {
 }
 
 impl Queue {
-    /// Takes room for about `tokens` tokens of a request.
+    /// Takes room for about `tokens` tokens of a request, of `client` if that has a name.
     pub(crate) fn reserve(
         self: &Arc<Self>,
         role: Role,
         tokens: usize,
         deadline: Option<Instant>,
+        client: Option<Arc<str>>,
     ) -> Result<Reserved, EngineError> {
         let lane = lane_of(role);
         let mut state = self.lock();
         self.admit(&mut state, lane, tokens, deadline)?;
+        if let Some(client) = &client {
+            self.admit_of(&mut state, client, tokens)?;
+        }
+        let part = client.map(|client| state.clients.take(client, tokens));
         state.reserved[lane] += tokens;
         drop(state);
-        Ok(Reserved { queue: Arc::clone(self), lane, tokens })
+        Ok(Reserved { queue: Arc::clone(self), lane, tokens, part })
     }
 
     /// Queues all of `jobs` or none, for which room was taken. It may turn out to be more than was thought.
-    pub(crate) fn push_reserved(&self, jobs: Vec<Job>, mut reserved: Reserved) -> Result<(), EngineError> {
+    pub(crate) fn push_reserved(&self, mut jobs: Vec<Job>, mut reserved: Reserved) -> Result<(), EngineError> {
+        if let Some(part) = reserved.part.take() {
+            jobs.iter_mut().for_each(|job| job.part = Some(part.another(job.tokens.len())));
+        }
         let mut state = self.lock();
         reserved.give_back(&mut state);
         self.refuse_for_good(&state)?;
@@ -125,9 +135,7 @@ impl Queue {
             (wait > 0.0 && wait * CAUTION + state.pace[lane].seconds_for(tokens) > left).then_some(wait)
         };
         // Requests that were given up since the last batch hold no place.
-        if full(state) {
-            state.drop_unwanted();
-        } else if late(state).is_some() {
+        if full(state) || late(state).is_some() {
             state.drop_unwanted_now_and_then();
         }
         let wait = late(state);
@@ -135,7 +143,24 @@ impl Queue {
             return Ok(());
         }
         let retry_after_s = (wait.unwrap_or_default().ceil() as u64).clamp(1, RETRY_AFTER_S_MAX);
-        Err(EngineError::Overloaded { retry_after_s })
+        Err(EngineError::Overloaded { by_client: false, retry_after_s })
+    }
+
+    /// Whether `tokens` more of `client` may wait.
+    fn admit_of(&self, state: &mut State, client: &str, tokens: usize) -> Result<(), EngineError> {
+        let may_have = |state: &State| {
+            let free = self.queued_tokens_max.saturating_sub(state.tokens_ahead());
+            state.clients.may_have(client, tokens, free)
+        };
+        if may_have(state) {
+            return Ok(());
+        }
+        // What it has given up is not its any more.
+        state.drop_unwanted_now_and_then();
+        if may_have(state) {
+            return Ok(());
+        }
+        Err(EngineError::Overloaded { by_client: true, retry_after_s: 1 })
     }
 }
 
@@ -165,7 +190,7 @@ mod tests {
 
     fn overloaded(result: Result<Reserved, EngineError>) -> u64 {
         match result {
-            Err(EngineError::Overloaded { retry_after_s }) => retry_after_s,
+            Err(EngineError::Overloaded { by_client: false, retry_after_s }) => retry_after_s,
             other => panic!("{other:?}"),
         }
     }
@@ -173,20 +198,50 @@ mod tests {
     #[test]
     fn room_is_taken_before_there_are_tokens_and_given_back_without_them() {
         let queue = Arc::new(Queue::new(10));
-        let first = queue.reserve(Role::Retriever, 6, None).unwrap();
-        assert_eq!(overloaded(queue.reserve(Role::Reranker, 5, None)), 1);
-        let second = queue.reserve(Role::Reranker, 4, None).unwrap();
+        let first = queue.reserve(Role::Retriever, 6, None, None).unwrap();
+        assert_eq!(overloaded(queue.reserve(Role::Reranker, 5, None, None)), 1);
+        let second = queue.reserve(Role::Reranker, 4, None, None).unwrap();
         drop(first);
-        let third = queue.reserve(Role::Retriever, 6, None).unwrap();
+        let third = queue.reserve(Role::Retriever, 6, None, None).unwrap();
         // It became more tokens than was thought: what was let in is in.
         let (job, _reply) = embed(9);
         queue.push_reserved(vec![job], third).unwrap();
         assert_eq!(queue.queued_tokens(), 9);
-        assert_eq!(overloaded(queue.reserve(Role::Retriever, 1, None)), 1);
+        assert_eq!(overloaded(queue.reserve(Role::Retriever, 1, None, None)), 1);
         drop(second);
         take(&queue, 0).unwrap();
         // More than there is room for is let in where nothing else waits.
-        queue.reserve(Role::Retriever, 100, None).unwrap();
+        queue.reserve(Role::Retriever, 100, None, None).unwrap();
+    }
+
+    #[test]
+    fn a_client_with_its_part_is_told_so_until_it_is_its_turn() {
+        let queue = Arc::new(Queue::new(100));
+        let reserve = |client: &str, tokens| queue.reserve(Role::Retriever, tokens, None, Some(client.into()));
+        let by_client = |result: Result<Reserved, EngineError>| match result {
+            Err(EngineError::Overloaded { by_client, .. }) => by_client,
+            other => panic!("{other:?}"),
+        };
+        let first = reserve("robot", 30).unwrap();
+        let second = reserve("robot", 20).unwrap();
+        assert!(by_client(reserve("robot", 1)));
+        let _ann = reserve("ann", 50).unwrap();
+        // For everybody.
+        assert!(!by_client(reserve("ann", 1)));
+        drop(second);
+        // More tokens than was thought are the client's, too.
+        let (job, reply) = embed(40);
+        queue.push_reserved(vec![job], first).unwrap();
+        assert!(by_client(reserve("robot", 1)));
+        let _work = take(&queue, 0).unwrap();
+        let again = reserve("robot", 10).unwrap();
+        drop((again, reply));
+        // What it has given up is not its any more.
+        let (job, reply) = embed(30);
+        queue.push_reserved(vec![job], reserve("robot", 30).unwrap()).unwrap();
+        assert!(by_client(reserve("robot", 10)));
+        drop(reply);
+        reserve("robot", 10).unwrap();
     }
 
     #[test]
@@ -194,20 +249,20 @@ mod tests {
         let queue = Arc::new(Queue::new(1_000_000));
         let soon = || Some(Instant::now() + Duration::from_secs(2));
         // Nothing is known yet.
-        let room = queue.reserve(Role::Retriever, 5000, soon()).unwrap();
+        let room = queue.reserve(Role::Retriever, 5000, soon(), None).unwrap();
         queue.ran(Role::Retriever, 1000, Duration::from_secs(1));
         queue.ran(Role::Reranker, 1000, Duration::from_secs(1));
-        assert_eq!(overloaded(queue.reserve(Role::Retriever, 1, soon())), 5);
-        queue.reserve(Role::Retriever, 1, Some(Instant::now() + Duration::from_secs(8))).unwrap();
-        queue.reserve(Role::Retriever, 1, None).unwrap();
+        assert_eq!(overloaded(queue.reserve(Role::Retriever, 1, soon(), None)), 5);
+        queue.reserve(Role::Retriever, 1, Some(Instant::now() + Duration::from_secs(8)), None).unwrap();
+        queue.reserve(Role::Retriever, 1, None, None).unwrap();
         // The other model has its turns meanwhile, and nothing of its own before it.
-        queue.reserve(Role::Reranker, 10, soon()).unwrap();
+        queue.reserve(Role::Reranker, 10, soon(), None).unwrap();
         drop(room);
-        let _half = queue.reserve(Role::Retriever, 900, None).unwrap();
-        let _other = queue.reserve(Role::Reranker, 100_000, None).unwrap();
+        let _half = queue.reserve(Role::Retriever, 900, None, None).unwrap();
+        let _other = queue.reserve(Role::Reranker, 100_000, None, None).unwrap();
         // Its own 0.9 s, and as much of the other.
-        assert_eq!(overloaded(queue.reserve(Role::Retriever, 1, soon())), 2);
-        queue.reserve(Role::Retriever, 1, Some(Instant::now() + Duration::from_secs(3))).unwrap();
+        assert_eq!(overloaded(queue.reserve(Role::Retriever, 1, soon(), None)), 2);
+        queue.reserve(Role::Retriever, 1, Some(Instant::now() + Duration::from_secs(3)), None).unwrap();
     }
 
     #[test]

@@ -102,7 +102,7 @@ impl Bench {
         if fits {
             self.lanes[lane_of(MODELS[model].0)].extend(plain);
         } else {
-            assert_eq!(pushed, Err(EngineError::Overloaded { retry_after_s: 1 }));
+            assert_eq!(pushed, Err(EngineError::Overloaded { by_client: false, retry_after_s: 1 }));
             self.replies.truncate(before);
         }
     }

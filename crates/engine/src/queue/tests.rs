@@ -122,7 +122,7 @@ fn refuses_what_does_not_fit_whole() {
     queue.push(vec![first]).unwrap();
     let (second, third) = (embed(2), embed(1));
     let refused = queue.push(vec![second.0, third.0]);
-    assert_eq!(refused, Err(EngineError::Overloaded { retry_after_s: 1 }));
+    assert_eq!(refused, Err(EngineError::Overloaded { by_client: false, retry_after_s: 1 }));
     assert_eq!(lengths(take(&queue, 0)), (Role::Retriever, vec![8]));
     let (large, _b) = embed(50);
     queue.push(vec![large]).unwrap();

@@ -258,7 +258,7 @@ fn the_last_replica_ends_it_and_who_waits_is_told() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let reason = runtime.block_on(rig.replicas.ended());
     assert!(reason.contains("no replica is left"), "{reason}");
-    assert!(matches!(rig.queue.reserve(Role::Retriever, 1, None), Err(EngineError::Device(_))));
+    assert!(matches!(rig.queue.reserve(Role::Retriever, 1, None, None), Err(EngineError::Device(_))));
     rig.end();
 }
 

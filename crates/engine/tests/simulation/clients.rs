@@ -10,6 +10,7 @@ use crate::{
     EmbedItem, Embedding, EngineError, Reranker, Retriever,
     cached::CachedRetriever,
     local::{LocalReranker, LocalRetriever},
+    on_behalf_of,
 };
 use futures::{FutureExt, future::BoxFuture};
 use nexus_storage::CacheKeyBuilder;
@@ -49,6 +50,10 @@ pub(crate) struct Client {
     pub(crate) deadline_ms: Option<u64>,
     /// Whether there was a moment in which the queue had no room for all that it asks.
     pub(crate) met_full: bool,
+    /// Whose it is, if that has a name.
+    pub(crate) name: Option<Arc<str>>,
+    /// Whether there was a moment in which those of its name may have had their part.
+    pub(crate) met_part: bool,
     pub(crate) is_quiet: bool,
     future: BoxFuture<'static, Outcome>,
     woken: Arc<Woken>,
@@ -78,7 +83,23 @@ pub(crate) fn instruct(task: &str, text: &str) -> String {
 impl Client {
     fn new(id: usize, revision: u64, wanted: Vec<Wanted>, future: BoxFuture<'static, Outcome>) -> Self {
         let woken = Arc::new(Woken(AtomicBool::new(true)));
-        Self { id, revision, wanted, deadline_ms: None, met_full: false, is_quiet: false, future, woken }
+        let name = [None, Some("ann"), Some("robot")][id % 3].map(Arc::from);
+        let future = match &name {
+            Some(name) => on_behalf_of(Arc::clone(name), future).boxed(),
+            None => future,
+        };
+        Self {
+            id,
+            revision,
+            wanted,
+            deadline_ms: None,
+            met_full: false,
+            name,
+            met_part: false,
+            is_quiet: false,
+            future,
+            woken,
+        }
     }
 
     /// A client that has texts embedded, each with a task or none, and so many dimensions or all.
@@ -158,7 +179,8 @@ impl Client {
         let may_be = match error {
             EngineError::Invalid { index: Some(at), .. } => natures.get(*at) == Some(&Nature::Zero),
             EngineError::Invalid { index: None, .. } => false,
-            EngineError::Overloaded { .. } => self.met_full,
+            EngineError::Overloaded { by_client: false, .. } => self.met_full,
+            EngineError::Overloaded { by_client: true, .. } => self.met_part,
             // Clients have no deadlines here: they leave.
             EngineError::Expired => false,
             EngineError::ShuttingDown => happened.shutdown,

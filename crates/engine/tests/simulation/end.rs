@@ -28,7 +28,7 @@ impl World {
             let embedder = self.embedder.get().unwrap_or_else(|state| panic!("no embedder: {state:?}"));
             let mut client = Client::embeds(1000 + at, embedder, vec![(words, false, None)]);
             client.is_quiet = true;
-            self.clients.push(client);
+            self.push(client);
             self.until_quiet();
         }
     }

@@ -25,6 +25,7 @@ use crate::{
 };
 use nexus_storage::{CacheKeyBuilder, EmbeddingCache, MemoryCache, TieredCache};
 use std::{
+    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     task::Poll,
 };
@@ -63,6 +64,8 @@ pub(crate) struct World {
     pub(super) clients: Vec<Client>,
     /// The revision and the tokens of everything that was ever asked.
     pub(super) asked: Vec<(u64, Vec<Vec<u32>>)>,
+    /// The tokens of everything that was ever asked, by the name of who asked.
+    asked_by: HashMap<Arc<str>, usize>,
     pub(super) requests: usize,
     /// Whether the thread that may block may have something to do.
     threads_have_work: bool,
@@ -131,6 +134,7 @@ impl World {
             common,
             clients: Vec::new(),
             asked: Vec::new(),
+            asked_by: HashMap::new(),
             requests,
             threads_have_work: false,
             threads: BlockingThread::new(),
@@ -344,6 +348,13 @@ impl World {
             format!("client {id} asks revision {revision} for {count}, of {tokens} tokens")
         });
         self.asked.push((client.revision, client.wanted.iter().map(|wanted| wanted.tokens.clone()).collect()));
+        self.push(client);
+    }
+
+    pub(super) fn push(&mut self, client: Client) {
+        if let Some(name) = &client.name {
+            *self.asked_by.entry(Arc::clone(name)).or_default() += client.tokens_at_most();
+        }
         self.clients.push(client);
     }
 
@@ -466,7 +477,11 @@ impl World {
     fn note_fullness(&mut self, more: usize) {
         let taken = self.ledger.wanted_tokens + self.queue.reserved_tokens() + more;
         for client in &mut self.clients {
-            client.met_full |= taken + client.tokens_at_most() > self.plan.queue_tokens_max;
+            let tokens = client.tokens_at_most();
+            client.met_full |= taken + tokens > self.plan.queue_tokens_max;
+            if let Some(name) = &client.name {
+                client.met_part |= taken + tokens + self.asked_by[name] > self.plan.queue_tokens_max;
+            }
         }
     }
 }

@@ -19,6 +19,7 @@ mod settings;
 #[cfg(feature = "fuzz")]
 pub use map::fuzz;
 
+use crate::scheduling::wait_for_turn;
 use crate::settings::{HttpSettings, Settings};
 use clap::{Args, Parser, Subcommand};
 use std::ffi::OsString;
@@ -108,6 +109,7 @@ fn print(text: &str) -> Result<(), Failure> {
 fn runtime() -> Result<tokio::runtime::Runtime, Failure> {
     tokio::runtime::Builder::new_multi_thread()
         .enable_all()
+        .on_thread_start(wait_for_turn)
         .build()
         .map_err(|error| Failure::Run(format!("can not start threads: {error}")))
 }

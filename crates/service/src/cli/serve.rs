@@ -14,11 +14,17 @@ use crate::{limits, telemetry, terminal, wiring};
 use nexus_engine::Reloader;
 use nexus_storage::CacheStats;
 use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tokio::sync::Notify;
 use tokio::time::Instant;
+
+/// Connections that may wait to be accepted; the system may allow fewer. With the usual 128, a thousand clients that come at once,
+/// as after a restart, have to try again a second later, or are connected on one side only.
+const BACKLOG: u32 = 4096;
 
 /// For how long at most requests in flight are told that no device is left, before the process ends for that.
 const FAILURE_GRACE: Duration = Duration::from_secs(5);
@@ -39,7 +45,7 @@ pub(super) fn run(args: &ServeArgs) -> Result<(), Failure> {
 
 async fn serve(args: &ServeArgs) -> Result<(), Failure> {
     let ServeArgs { http, settings } = args;
-    let unwatched = |error: std::io::Error| Failure::Run(format!("can not watch signals: {error}"));
+    let unwatched = |error: io::Error| Failure::Run(format!("can not watch signals: {error}"));
     let mut signals = Signals::register().map_err(unwatched)?;
     let hangups = Hangups::register().map_err(unwatched)?;
     let tls = match (&http.listen.tls_cert_file, &http.listen.tls_key_file) {
@@ -173,10 +179,31 @@ async fn reload_on(mut hangups: Hangups, reloader: &Reloader) -> Infallible {
 
 async fn bind(listen: &ListenSettings) -> Result<TcpListener, Failure> {
     let ListenSettings { host, port, .. } = listen;
-    TcpListener::bind((listen.bare_host(), *port)).await.map_err(|error| {
+    listen_on(listen.bare_host(), *port).await.map_err(|error| {
         let setting = if error.kind() == std::io::ErrorKind::AddrInUse { "NEXUS_PORT" } else { "NEXUS_HOST" };
         Failure::Run(format!("can not listen on {host}:{port}: {error}; {setting} sets another"))
     })
+}
+
+/// The first of a host's addresses that can be listened on.
+async fn listen_on(host: &str, port: u16) -> io::Result<TcpListener> {
+    let mut failure = io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
+    for address in lookup_host((host, port)).await? {
+        match listen_at(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+fn listen_at(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+    // So that a service which is started again does not wait for connections of the one before. Elsewhere it means more.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// On standard output, for people and for programs that asked for any free port.

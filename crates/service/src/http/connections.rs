@@ -12,6 +12,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
+/// For the number of requests of a connection that is to end: more than there can be.
+const EVICTED: usize = usize::MAX / 2;
+
 /// All connections.
 #[derive(Clone, Debug)]
 pub struct Connections(Arc<Inner>);
@@ -74,9 +77,7 @@ impl Connections {
         });
         let mut open = self.lock();
         if open.len() >= self.0.max {
-            let idle = open.iter().filter(|(_, it)| it.requests.load(Ordering::Acquire) == 0);
-            let longest = idle.min_by_key(|(_, it)| it.idle_since_ns.load(Ordering::Relaxed)).map(|(&id, _)| id);
-            let Some(evicted) = longest.and_then(|id| open.remove(&id)) else {
+            let Some(evicted) = evict(&mut open) else {
                 self.0.refused.fetch_add(1, Ordering::Relaxed);
                 return None;
             };
@@ -91,6 +92,18 @@ impl Connections {
     fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Connection>>> {
         // Nothing between lock and unlock panics.
         self.0.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Takes out the connection that has been without a request for longest, if there is one without.
+fn evict(open: &mut HashMap<u64, Arc<Connection>>) -> Option<Arc<Connection>> {
+    loop {
+        let idle = open.iter().filter(|(_, it)| it.requests.load(Ordering::Acquire) == 0);
+        let (&id, longest) = idle.min_by_key(|(_, it)| it.idle_since_ns.load(Ordering::Relaxed))?;
+        // Unless its next request has come since.
+        if longest.requests.compare_exchange(0, EVICTED, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            return open.remove(&id);
+        }
     }
 }
 

@@ -205,12 +205,15 @@ impl ApiError {
                 let loc = std::iter::once(Step::Key("body")).chain(place(field, index)).collect();
                 Self::problem(Problem::new("value_error", loc, message))
             }
-            EngineError::Overloaded { retry_after_s } => Self::Refused {
-                status: StatusCode::SERVICE_UNAVAILABLE,
-                detail: error.to_string(),
-                retry_after_s: Some(retry_after_s),
-                rejection: Some(Rejection::Tokens),
-            },
+            EngineError::Overloaded { by_client, retry_after_s } => {
+                let (status, rejection) = if by_client {
+                    (StatusCode::TOO_MANY_REQUESTS, Rejection::Client)
+                } else {
+                    (StatusCode::SERVICE_UNAVAILABLE, Rejection::Tokens)
+                };
+                let (detail, retry_after_s) = (error.to_string(), Some(retry_after_s));
+                Self::Refused { status, detail, retry_after_s, rejection: Some(rejection) }
+            }
             EngineError::Expired => Self::rejected(Rejection::Timeout, error.to_string()),
             EngineError::ShuttingDown | EngineError::Device(_) => Self::unavailable(error.to_string(), 1),
             EngineError::Model(_) => {

@@ -33,7 +33,7 @@ pub(super) async fn ask(State(app): State<Arc<App>>, mut request: Request, next:
             tracing::Span::current().record("client", &*name);
             let client = Client(name);
             request.extensions_mut().insert(client.clone());
-            let mut response = next.run(request).await;
+            let mut response = nexus_engine::on_behalf_of(Arc::clone(&client.0), next.run(request)).await;
             response.extensions_mut().insert(client);
             response
         }

@@ -74,7 +74,8 @@ impl nexus_engine::Reranker for Reranker {
 
 async fn fail(text: &str, field: &'static str, index: Option<usize>) -> Result<(), EngineError> {
     match text {
-        "overloaded" => Err(EngineError::Overloaded { retry_after_s: 7 }),
+        "overloaded" => Err(EngineError::Overloaded { by_client: false, retry_after_s: 7 }),
+        "greedy" => Err(EngineError::Overloaded { by_client: true, retry_after_s: 1 }),
         "stopping" => Err(EngineError::ShuttingDown),
         "invalid" => Err(EngineError::Invalid { field, index, message: "not this one".to_owned() }),
         "broken" => Err(EngineError::Model("component 3 is not finite".to_owned())),

@@ -244,6 +244,7 @@ async fn failures_of_the_engine() {
     let app = ready();
     for (text, status, detail, retry_after) in [
         ("overloaded", 503, "the queue is full; try again in 7 s", "7"),
+        ("greedy", 429, "this client has too many tokens in the queue; try again in 1 s", "1"),
         ("stopping", 503, "the service is shutting down", "1"),
         ("broken", 500, "the model failed: component 3 is not finite", ""),
         ("panic", 500, "Internal Server Error", ""),
