@@ -115,3 +115,19 @@ fn a_second_signal_ends_at_once() {
     assert_eq!(service.exit().code(), Some(130));
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn threads_that_serve_requests_wait_for_those_that_compute() {
+    const OTHER: u32 = 0;
+    const BATCH: u32 = 3;
+    let service = Service::start(&[]).ready();
+    service.embed("a control");
+    service.ask("/api/v1/retrieve", &json!({ "source_embedding": [1, 0], "target_embeddings": [[1, 0]] }));
+    let threads = service.threads();
+    for (name, policy) in [("tokio-rt-worker", BATCH), ("replica-", OTHER), ("compute-", OTHER), ("tokenize-", OTHER)] {
+        let policies: Vec<u32> = threads.iter().filter(|it| it.0.starts_with(name)).map(|it| it.1).collect();
+        assert!(!policies.is_empty() || name == "compute-", "no {name}: {threads:?}");
+        assert!(policies.iter().all(|it| *it == policy), "{name}: {threads:?}");
+    }
+}

@@ -134,6 +134,20 @@ impl Service {
         Some(line.trim().trim_end_matches("kB").trim().parse::<u64>().ok()? * 1024)
     }
 
+    /// The name of each thread, and its scheduling policy by number (sched(7)).
+    #[cfg(target_os = "linux")]
+    pub(crate) fn threads(&self) -> Vec<(String, u32)> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("a system with /proc");
+        let thread = |task: std::io::Result<std::fs::DirEntry>| {
+            // It may have ended meanwhile. The name, in parentheses, may have spaces; the policy is field 41, proc(5).
+            let stat = std::fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
+            let (before, after) = stat.rsplit_once(')')?;
+            let name = before.split_once('(')?.1.to_owned();
+            Some((name, after.split_whitespace().nth(41 - 3)?.parse().ok()?))
+        };
+        tasks.filter_map(thread).collect()
+    }
+
     pub(crate) fn signal(&self, name: &str) {
         let sent = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
         assert!(sent.is_ok_and(|status| status.success()));

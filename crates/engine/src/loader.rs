@@ -314,7 +314,7 @@ impl Loader {
         let replicas = model.replicas().len();
         tracing::info!(model = info.model, %revision, dimensions = columns, window_tokens, replicas, "retriever loaded");
         let keys = CacheKeyBuilder::new(&digests.model, &digests.tokenizer, pooling, window_tokens, format);
-        let tokens = Tokens::new(tokenizer, model, self.queue.clone());
+        let tokens = Tokens::new(Arc::new(tokenizer), model, self.queue.clone());
         let local = LocalRetriever { info, instruct, tokens };
         (
             Arc::new(
@@ -331,7 +331,7 @@ impl Loader {
         let info = RerankerInfo { model: self.reranker.name.clone(), revision: revision.clone(), window_tokens };
         let replicas = model.replicas().len();
         tracing::info!(model = info.model, %revision, window_tokens, replicas, "reranker loaded");
-        let tokens = Tokens::new(tokenizer, model, self.queue.clone());
+        let tokens = Tokens::new(Arc::new(tokenizer), model, self.queue.clone());
         (Arc::new(LocalReranker { info, tokens }), revision)
     }
 

@@ -164,11 +164,11 @@ pub(crate) struct Tokens {
 }
 
 impl Tokens {
-    pub(crate) fn new(tokenizer: TextTokenizer, model: Arc<LoadedModel>, queue: Arc<Queue>) -> Self {
+    pub(crate) fn new(tokenizer: Arc<TextTokenizer>, model: Arc<LoadedModel>, queue: Arc<Queue>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = ThreadPoolBuilder::new().num_threads(cores).thread_name(|n| format!("tokenize-{n}")).build();
         let threads = threads.inspect_err(|error| tracing::warn!(%error, "no threads of its own for a tokenizer")).ok();
-        Self { threads, ..Self::with_threads(Arc::new(tokenizer), model, queue, cores) }
+        Self { threads, ..Self::with_threads(tokenizer, model, queue, cores) }
     }
 
     /// Texts are tokenized by at most `threads` of the runtime's threads.
@@ -280,6 +280,25 @@ fn sigmoid(logit: f32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn tokens() -> Tokens {
+        let model = Arc::new(LoadedModel::new(crate::Role::Retriever, Vec::new(), Vec::new()));
+        Tokens::new(crate::simulation::tokenizer(), model, Arc::new(Queue::new(100)))
+    }
+
+    #[tokio::test]
+    async fn a_tokenizer_has_threads_of_its_own_and_a_panic_ends_none() {
+        let tokens = tokens();
+        let threads = tokens.threads_free();
+        let name = || std::thread::current().name().map(str::to_owned);
+        assert!(tokens.work(name).await.unwrap().is_some_and(|name| name.starts_with("tokenize-")));
+        for _ in 0..=threads {
+            let failed = tokens.work(|| -> usize { panic!("as asked") }).await;
+            assert_eq!(failed, Err(EngineError::Model("tokenization stopped".to_owned())));
+        }
+        assert_eq!(tokens.work(|| 1).await, Ok(1));
+        assert_eq!(tokens.threads_free(), threads);
+    }
 
     #[test]
     fn truncates_then_normalizes() {

@@ -24,10 +24,10 @@ use tokio::sync::oneshot;
 /// A pass with fewer tokens takes a GPU as long as one with a single token, about: below it, nothing is shared out.
 const SHARE_TOKENS_MIN: usize = 256;
 
-/// Under a storm of requests, each of which is refused, the queue is not looked through for each: not sooner than this...
+/// Under a storm of requests, each of which is refused, a long queue is not looked through for each, and not sooner again than this.
 const LOOK_THROUGH_EVERY: Duration = Duration::from_millis(5);
 
-/// ...where it has more jobs than these, which take some thirty microseconds.
+/// A queue of no more jobs than these is short. It takes some thirty microseconds to look through.
 const LOOK_THROUGH_ALWAYS: usize = 200;
 
 /// Tokens that go through a model, and where their row of output goes.
@@ -41,7 +41,7 @@ pub(crate) struct Job {
     pub(crate) setback: Option<Setback>,
     /// When nobody wants the answer any more.
     pub(crate) deadline: Option<Instant>,
-    /// Its tokens among those of its client, while it waits.
+    /// Its tokens among those of its client, while it waits for its first turn.
     pub(crate) part: Option<Part>,
 }
 
@@ -394,6 +394,12 @@ impl Queue {
     #[cfg(test)]
     pub(crate) fn reserved_tokens(&self) -> usize {
         self.lock().reserved.iter().sum()
+    }
+
+    /// Tokens of `client` that wait, or will.
+    #[cfg(test)]
+    pub(crate) fn tokens_of(&self, client: &str) -> usize {
+        self.lock().clients.held(client)
     }
 
     /// Refuses new work; what is queued is still served.

@@ -5,6 +5,12 @@
 use nexus::cli::{self, Failure};
 use std::process::ExitCode;
 
+/// Of a request, one thread makes what another drops, and bodies of all sizes lie beside what caches keep. glibc's arenas, eight a
+/// core, each grow with that, long after the caches are full (`bench/load.sh soak`).
+#[cfg(target_os = "linux")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     match cli::run(std::env::args_os()) {
         Ok(()) => ExitCode::SUCCESS,

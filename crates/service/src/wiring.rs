@@ -66,9 +66,10 @@ impl Running {
     }
 }
 
-/// Starts the engine, which opens devices and loads both models in the background; returns at once. What is done is told to `observer`. To be called on a
-/// runtime.
+/// Starts the engine, which opens devices and loads both models in the background; returns at once. What is done is told to
+/// `observer`. To be called on a runtime, by none of its threads: what computes would be scheduled as they are (`scheduling`).
 pub fn start(settings: &Settings, observer: Arc<dyn Observer>) -> Result<Running, StartError> {
+    nexus_vectors::start_threads();
     let options = EngineOptions {
         queue_tokens_max: settings.engine.queue_tokens_max.get(),
         text_tokens_max: settings.engine.text_tokens_max,

@@ -28,7 +28,7 @@ pub use body::{
 };
 pub use dtype::Dtype;
 pub use json::{BodyError, ErrorKind, Loc, character_position, parse_integer, write_f32_json};
-pub use pool::spawn;
+pub use pool::{spawn, start_threads};
 pub use rows::{Rows, ShapeError};
 pub use sources::Sources;
 pub use topk::{Best, Scored, Threads, TopKError, kernel_name, norms, score, top_k, top_k_among, top_k_many};

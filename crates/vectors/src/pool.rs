@@ -4,6 +4,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
+/// Makes the threads now, and not when they are first needed: how they are scheduled they have from the thread that does so.
+pub fn start_threads() {
+    rayon::current_num_threads();
+}
+
 /// Runs `work` on the pool that [`crate::Threads::Pool`] names, soon. A panic in it is logged by the panic hook and ends
 /// nothing else; whoever waits for a result has to notice that none comes.
 pub fn spawn(work: impl FnOnce() + Send + 'static) {

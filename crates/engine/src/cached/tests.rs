@@ -319,3 +319,34 @@ async fn who_waits_for_anothers_flight_has_the_time_of_its_own_request() {
         }
     }
 }
+
+/// Says for whom it is asked: whose part of a queue it would be.
+struct Named(RetrieverInfo, Semaphore, std::sync::Mutex<Vec<Option<Arc<str>>>>);
+
+impl Retriever for Named {
+    fn info(&self) -> &RetrieverInfo {
+        &self.0
+    }
+
+    fn embed(&self, _: Vec<EmbedItem>) -> BoxFuture<'_, Result<Vec<Embedding>, EngineError>> {
+        async move {
+            self.1.acquire().await.unwrap().forget();
+            self.2.lock().unwrap().push(crate::caller::client());
+            Ok(vec![Embedding { vector: vec![1.0, 0.0].into(), cache_hit: false }])
+        }
+        .boxed()
+    }
+}
+
+#[tokio::test]
+async fn a_flight_is_for_who_began_it_whoever_drives_it() {
+    let named = Arc::new(Named(Fake::new(0).info.clone(), Semaphore::new(0), std::sync::Mutex::default()));
+    let keys = CacheKeyBuilder::new(&[0; 32], &[0; 32], "last", 512, "f32");
+    let cached = CachedRetriever::new(named.clone(), Arc::new(MapCache::default()), keys);
+    let ask = |client: &str| Box::pin(crate::on_behalf_of(client.into(), cached.embed(items(&["a"]))));
+    let (mut ann, mut robot) = (ask("ann"), ask("robot"));
+    assert!(futures::poll!(ann.as_mut()).is_pending() && futures::poll!(robot.as_mut()).is_pending());
+    named.1.add_permits(1);
+    assert!(robot.await.is_ok() && ann.await.is_ok());
+    assert_eq!(*named.2.lock().unwrap(), [Some(Arc::from("ann"))]);
+}

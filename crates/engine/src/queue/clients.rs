@@ -20,6 +20,12 @@ impl Clients {
         held == 0 || held.saturating_add(tokens) <= free.saturating_sub(tokens)
     }
 
+    /// What `client` has.
+    #[cfg(test)]
+    pub(super) fn held(&self, client: &str) -> usize {
+        self.0.get(client).map_or(0, |held| held.load(Ordering::Relaxed))
+    }
+
     /// Counts `tokens` for `client`.
     pub(super) fn take(&mut self, client: Arc<str>, tokens: usize) -> Part {
         Part::new(Arc::clone(self.0.entry(client).or_default()), tokens)

@@ -1,4 +1,5 @@
-//! The door of the queue: what is let in, by the room that there is, and by the time that it would have to wait.
+//! The door of the queue: what is let in, by the room that there is, by what its client has of it, and by the time that it would
+//! have to wait.
 //!
 //! Room is taken while a request is still text, by an estimate of its tokens: who is refused has cost nothing. The wait is
 //! estimated by how fast replicas have been of late; a request that would be too late when it is its turn is refused at once, and
@@ -93,11 +94,11 @@ impl Queue {
 
     /// Queues all of `jobs` or none, for which room was taken. It may turn out to be more than was thought.
     pub(crate) fn push_reserved(&self, mut jobs: Vec<Job>, mut reserved: Reserved) -> Result<(), EngineError> {
+        let mut state = self.lock();
+        reserved.give_back(&mut state);
         if let Some(part) = reserved.part.take() {
             jobs.iter_mut().for_each(|job| job.part = Some(part.another(job.tokens.len())));
         }
-        let mut state = self.lock();
-        reserved.give_back(&mut state);
         self.refuse_for_good(&state)?;
         self.put(state, jobs)
     }
@@ -134,7 +135,7 @@ impl Queue {
             let wait = state.wait_s(lane);
             (wait > 0.0 && wait * CAUTION + state.pace[lane].seconds_for(tokens) > left).then_some(wait)
         };
-        // Requests that were given up since the last batch hold no place.
+        // Requests that were given up since the last batch hold no place, or not for long.
         if full(state) || late(state).is_some() {
             state.drop_unwanted_now_and_then();
         }
@@ -155,7 +156,7 @@ impl Queue {
         if may_have(state) {
             return Ok(());
         }
-        // What it has given up is not its any more.
+        // What it has given up is not its any more, unless somebody else waits for the same text.
         state.drop_unwanted_now_and_then();
         if may_have(state) {
             return Ok(());

@@ -30,6 +30,9 @@ pub(crate) struct Embedder {
     pub(crate) keys: CacheKeyBuilder,
 }
 
+/// Whose requests are, one after the other.
+pub(crate) const NAMES: [Option<&str>; 3] = [None, Some("ann"), Some("robot")];
+
 pub(crate) enum Answer {
     Vectors(Vec<Embedding>),
     Scores(Vec<f32>),
@@ -83,7 +86,7 @@ pub(crate) fn instruct(task: &str, text: &str) -> String {
 impl Client {
     fn new(id: usize, revision: u64, wanted: Vec<Wanted>, future: BoxFuture<'static, Outcome>) -> Self {
         let woken = Arc::new(Woken(AtomicBool::new(true)));
-        let name = [None, Some("ann"), Some("robot")][id % 3].map(Arc::from);
+        let name = NAMES[id % NAMES.len()].map(Arc::from);
         let future = match &name {
             Some(name) => on_behalf_of(Arc::clone(name), future).boxed(),
             None => future,

@@ -1,7 +1,7 @@
 //! The end of a world: nothing fails any more, everything is given back, and every replica ends.
 
 use super::{
-    clients::Client,
+    clients::{self, Client},
     texts::{self, Nature},
     world::World,
 };
@@ -28,7 +28,7 @@ impl World {
             let embedder = self.embedder.get().unwrap_or_else(|state| panic!("no embedder: {state:?}"));
             let mut client = Client::embeds(1000 + at, embedder, vec![(words, false, None)]);
             client.is_quiet = true;
-            self.push(client);
+            self.clients.push(client);
             self.until_quiet();
         }
     }
@@ -66,6 +66,10 @@ impl World {
         }
         assert!(self.hands.iter().all(|hand| hand.is_over()), "a replica does not end");
         assert_eq!((self.queue.queued_tokens(), self.queue.reserved_tokens()), (0, 0));
+        assert!(
+            clients::NAMES.iter().flatten().all(|name| self.queue.tokens_of(name) == 0),
+            "a client has tokens still"
+        );
         self.drop_models();
         assert_eq!(self.ledger.models_held(), 0, "somebody holds a model still");
     }

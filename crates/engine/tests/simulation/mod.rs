@@ -35,6 +35,8 @@ mod texts;
 mod threads;
 mod world;
 
+pub(crate) use texts::tokenizer;
+
 use std::{
     env,
     hash::{DefaultHasher, Hash, Hasher},

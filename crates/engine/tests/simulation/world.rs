@@ -25,7 +25,6 @@ use crate::{
 };
 use nexus_storage::{CacheKeyBuilder, EmbeddingCache, MemoryCache, TieredCache};
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     task::Poll,
 };
@@ -64,8 +63,6 @@ pub(crate) struct World {
     pub(super) clients: Vec<Client>,
     /// The revision and the tokens of everything that was ever asked.
     pub(super) asked: Vec<(u64, Vec<Vec<u32>>)>,
-    /// The tokens of everything that was ever asked, by the name of who asked.
-    asked_by: HashMap<Arc<str>, usize>,
     pub(super) requests: usize,
     /// Whether the thread that may block may have something to do.
     threads_have_work: bool,
@@ -134,7 +131,6 @@ impl World {
             common,
             clients: Vec::new(),
             asked: Vec::new(),
-            asked_by: HashMap::new(),
             requests,
             threads_have_work: false,
             threads: BlockingThread::new(),
@@ -348,13 +344,6 @@ impl World {
             format!("client {id} asks revision {revision} for {count}, of {tokens} tokens")
         });
         self.asked.push((client.revision, client.wanted.iter().map(|wanted| wanted.tokens.clone()).collect()));
-        self.push(client);
-    }
-
-    pub(super) fn push(&mut self, client: Client) {
-        if let Some(name) = &client.name {
-            *self.asked_by.entry(Arc::clone(name)).or_default() += client.tokens_at_most();
-        }
         self.clients.push(client);
     }
 
@@ -480,7 +469,9 @@ impl World {
             let tokens = client.tokens_at_most();
             client.met_full |= taken + tokens > self.plan.queue_tokens_max;
             if let Some(name) = &client.name {
-                client.met_part |= taken + tokens + self.asked_by[name] > self.plan.queue_tokens_max;
+                // What is asked for counts twice: as the client's, and as what is not free any more.
+                let (held, asked) = (self.queue.tokens_of(name) + more, 2 * tokens);
+                client.met_part |= held > 0 && taken + held + asked > self.plan.queue_tokens_max;
             }
         }
     }

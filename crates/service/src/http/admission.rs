@@ -2,7 +2,7 @@
 //!
 //! Three things are bounded, by one rule: requests (here), bytes of their bodies (`body`, `ingest`), and tokens that wait for a
 //! device (the engine's queue). Past a bound the answer is 503 with `Retry-After`. Where clients have names, one that holds its
-//! part of the requests or bytes is told so by 429, and the others do not notice it ([`super::budget`]).
+//! part of any of them is told so by 429, and the others do not notice it ([`super::budget`], and the queue).
 //!
 //! Probes, metrics and documentation are outside: an operator looks at them when there is too much to do.
 
