@@ -39,6 +39,7 @@ section "What the tests need"
 need_command cargo "install Rust from https://rustup.rs"
 need_command python3 "" python3
 need_command cc "" gcc libc6-dev
+need_command make "" make
 need_component rustfmt cargo-fmt
 need_component clippy cargo-clippy
 rustc --version
