@@ -233,7 +233,7 @@ impl CachedRetriever {
         };
         // Whoever comes to poll it, its time and client are those of the request that began it. Who joined and has more will have
         // its own.
-        let flight = caller::same(caller::deadline(), caller::client(), flight).boxed().shared();
+        let flight = caller::same(flight).boxed().shared();
         for (place, key) in new_keys.into_iter().enumerate() {
             if let Some(flight) = flight.downgrade() {
                 register.insert(key, Registered { flight_id, flight, place });

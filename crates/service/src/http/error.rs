@@ -166,10 +166,16 @@ impl ApiError {
 
     /// There is too much to do: 429 where it is the client's own doing, 504 where it took too long, else 503.
     pub(super) fn rejected(rejection: Rejection, detail: impl Into<String>) -> Self {
-        let (status, retry_after_s) = match rejection {
-            Rejection::Client => (StatusCode::TOO_MANY_REQUESTS, Some(REJECTED_RETRY_AFTER_S)),
-            Rejection::Timeout => (StatusCode::GATEWAY_TIMEOUT, None),
-            _ => (StatusCode::SERVICE_UNAVAILABLE, Some(REJECTED_RETRY_AFTER_S)),
+        let retry_after_s = (rejection != Rejection::Timeout).then_some(REJECTED_RETRY_AFTER_S);
+        Self::rejected_until(rejection, detail, retry_after_s)
+    }
+
+    /// The same, where it is known when to try again.
+    fn rejected_until(rejection: Rejection, detail: impl Into<String>, retry_after_s: Option<u64>) -> Self {
+        let status = match rejection {
+            Rejection::Client => StatusCode::TOO_MANY_REQUESTS,
+            Rejection::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            _ => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::Refused { status, detail: detail.into(), retry_after_s, rejection: Some(rejection) }
     }
@@ -206,13 +212,8 @@ impl ApiError {
                 Self::problem(Problem::new("value_error", loc, message))
             }
             EngineError::Overloaded { by_client, retry_after_s } => {
-                let (status, rejection) = if by_client {
-                    (StatusCode::TOO_MANY_REQUESTS, Rejection::Client)
-                } else {
-                    (StatusCode::SERVICE_UNAVAILABLE, Rejection::Tokens)
-                };
-                let (detail, retry_after_s) = (error.to_string(), Some(retry_after_s));
-                Self::Refused { status, detail, retry_after_s, rejection: Some(rejection) }
+                let rejection = if by_client { Rejection::Client } else { Rejection::Tokens };
+                Self::rejected_until(rejection, error.to_string(), Some(retry_after_s))
             }
             EngineError::Expired => Self::rejected(Rejection::Timeout, error.to_string()),
             EngineError::ShuttingDown | EngineError::Device(_) => Self::unavailable(error.to_string(), 1),
